@@ -1,0 +1,53 @@
+//! Where are they?
+//!
+//! A [`Resolver`] turns a [`Target`] into a stream of complete endpoint lists. It runs in a task of its
+//! own, so the list is kept current whether or not calls are made.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use futures_util::stream::BoxStream;
+use tokio::sync::Notify;
+
+use crate::endpoint::Endpoint;
+use crate::error::ResolveError;
+use crate::target::Target;
+
+/// Finds the endpoints of a target, and goes on finding them.
+pub trait Resolver: Send + Sync + Debug {
+    /// A stream of what the target resolves to: the first item as soon as it is known, another with each
+    /// change. An error is a state: the last good list stays in use and the stream goes on. A stream that
+    /// ends means that the last list is final.
+    fn watch(
+        &self,
+        target: &Target,
+        hints: Hints,
+    ) -> BoxStream<'static, Result<Update, ResolveError>>;
+}
+
+/// What a resolver found: always the complete list, never a difference.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Update {
+    /// Every endpoint there is. Duplicates are counted and the first of them used.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// The channel's wish that its resolver look again: a connection was lost or could not be made.
+///
+/// Wishes coalesce: any number of them while the resolver is busy is one. How often to heed them is the
+/// resolver's choice.
+#[derive(Clone, Debug, Default)]
+pub struct Hints {
+    again: Arc<Notify>,
+}
+
+impl Hints {
+    /// Waits for the next wish; at once when one is outstanding.
+    pub async fn wanted(&self) {
+        self.again.notified().await;
+    }
+
+    pub(crate) fn look_again(&self) {
+        self.again.notify_one();
+    }
+}

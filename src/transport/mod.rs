@@ -1,0 +1,129 @@
+//! Carry bytes: one connection to one address, and one stream on it per call.
+//!
+//! [`Connector`] and [`Connection`] are the seam: [`Http2Connector`] is the transport of this crate, on
+//! the `h2` crate; others can stand in its place. A connector dials *one* address; which, when and how
+//! often is the balancer's affair.
+
+use std::fmt::Debug;
+use std::future::Future;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use tokio::sync::watch;
+use tonic::Status;
+
+use crate::endpoint::{Address, Endpoint};
+use crate::error::ConnectError;
+
+mod slots;
+
+pub use slots::{Slot, Slots};
+
+/// Dials one address.
+pub trait Connector: Clone + Debug + Send + Sync + 'static {
+    /// What dialling gives.
+    type Connection: Connection;
+
+    /// Dials `address` of `endpoint`, and resolves when calls can be sent on the connection. The
+    /// caller bounds it in time and drops it to give up.
+    fn connect(
+        &self,
+        endpoint: &Endpoint,
+        address: &Address,
+    ) -> BoxFuture<'static, Result<Self::Connection, ConnectError>>;
+}
+
+/// One connection that takes calls.
+///
+/// Dropping it means no more calls will come: those under way go on to their end, then it closes.
+pub trait Connection: Send + Sync + 'static {
+    /// The body of a response. `Default` is an empty one (tonic's interceptors ask for it).
+    type Body: http_body::Body<Data = Bytes, Error = Status> + Default + Send + 'static;
+
+    /// Sends a call in a slot reserved in [`slots`](Self::slots), and resolves with the response's head.
+    ///
+    /// The body of the response holds the slot, and whatever else belongs to the call; dropping either
+    /// future or body cancels the call. Nothing is sent before the first poll.
+    fn call(
+        &self,
+        request: Outgoing,
+        slot: Slot,
+    ) -> impl Future<Output = Result<http::Response<Self::Body>, CallError>> + Send + 'static;
+
+    /// How many calls it can take.
+    fn slots(&self) -> &Arc<Slots>;
+
+    /// What has become of it. Changes are seen here at once, whether or not calls are made.
+    fn condition(&self) -> watch::Receiver<Condition>;
+
+    /// Bytes written and read since it was made.
+    fn traffic(&self) -> Traffic;
+
+    /// Ends every call still on it with UNAVAILABLE, and closes. `reason` is what they are told.
+    fn abort(&self, reason: &str);
+}
+
+/// What has become of a connection. It only moves down this list.
+#[derive(Clone, Debug)]
+pub enum Condition {
+    /// Takes calls.
+    Open,
+    /// Takes calls still, and should be replaced: it is near a limit of its own (stream ids, the budget
+    /// of local resets).
+    Worn(&'static str),
+    /// Takes no new calls: the server said GOAWAY. Those under way go on.
+    Draining(ConnectError),
+    /// Gone.
+    Closed(ConnectError),
+}
+
+/// Bytes of one connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Bytes written.
+    pub sent: u64,
+    /// Bytes read.
+    pub received: u64,
+}
+
+/// A request on its way out, in a form that can be sent again as long as that is possible.
+#[derive(Debug)]
+pub struct Outgoing {
+    /// Method, URI, headers and extensions, as the client made them; the scheme and the authority are
+    /// the connection's to fill in.
+    pub head: http::Request<()>,
+    /// What follows.
+    pub payload: Payload,
+}
+
+/// The body of a request on its way out.
+#[derive(Debug)]
+pub enum Payload {
+    /// Nothing was taken from it yet.
+    Untouched(tonic::body::Body),
+    /// The whole of it: one message of a unary or server-streaming call.
+    Whole(Bytes),
+}
+
+/// Why a call has no response head, and whether it may go elsewhere.
+#[derive(Debug)]
+pub struct CallError {
+    /// What the caller is told if it goes nowhere else.
+    pub status: Status,
+    /// Whether the server can have seen it.
+    pub reached: Reached,
+    /// The request, where it can be sent again: never with [`Reached::Maybe`].
+    pub request: Option<Outgoing>,
+}
+
+/// Whether a server can have seen a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reached {
+    /// Not a byte of it left.
+    No,
+    /// The server itself says that it did not process it (GOAWAY, REFUSED_STREAM).
+    Refused,
+    /// It may have been processed.
+    Maybe,
+}

@@ -1,0 +1,135 @@
+//! How many calls a connection has room for: the peer's stream limit, counted by us.
+//!
+//! h2 never says "full": at the limit it parks streams without a word. So every call reserves a slot
+//! here first, and the slot comes back only when h2 has let go of the stream.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+/// The slots of one connection.
+pub struct Slots {
+    // open calls in the low half, limit in the high half: one word, so that a change of the limit and
+    // a reservation cannot cross.
+    word: AtomicU64,
+    freed: OnceLock<Box<dyn Fn() + Send + Sync>>,
+}
+
+const OPEN: u64 = 0xffff_ffff;
+
+impl Slots {
+    /// Room for `limit` calls.
+    pub fn new(limit: u32) -> Arc<Self> {
+        Arc::new(Self {
+            word: AtomicU64::new(u64::from(limit) << 32),
+            freed: OnceLock::new(),
+        })
+    }
+
+    /// Calls `freed` after each slot that comes back and each rise of the limit. Only the first
+    /// listener is kept.
+    pub fn on_freed(&self, freed: impl Fn() + Send + Sync + 'static) {
+        let _ = self.freed.set(Box::new(freed));
+    }
+
+    fn tell(&self) {
+        if let Some(freed) = self.freed.get() {
+            freed();
+        }
+    }
+
+    /// Reserves room for one call, or says that there is none.
+    pub fn try_reserve(self: &Arc<Self>) -> Option<Slot> {
+        let mut word = self.word.load(Ordering::Relaxed);
+        loop {
+            if word & OPEN >= word >> 32 {
+                return None;
+            }
+            // Relaxed: the count guards no data; h2's own lock orders what happens on the stream.
+            match self.word.compare_exchange_weak(
+                word,
+                word + 1,
+                Ordering::Relaxed,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => return Some(Slot { slots: self.clone() }),
+                Err(seen) => word = seen,
+            }
+        }
+    }
+
+    /// The peer's newest limit; 0 takes no new calls and leaves those under way alone.
+    pub fn set_limit(&self, limit: u32) {
+        let before = self.limit();
+        if before == limit {
+            return;
+        }
+        // Relaxed: as in `try_reserve`.
+        let _ = self
+            .word
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |word| {
+                Some(word & OPEN | u64::from(limit) << 32)
+            });
+        if limit > before {
+            self.tell();
+        }
+    }
+
+    /// Calls under way.
+    pub fn open(&self) -> u32 {
+        (self.word.load(Ordering::Relaxed) & OPEN) as u32
+    }
+
+    /// The limit last set.
+    pub fn limit(&self) -> u32 {
+        (self.word.load(Ordering::Relaxed) >> 32) as u32
+    }
+}
+
+impl fmt::Debug for Slots {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Slots({} of {})", self.open(), self.limit())
+    }
+}
+
+/// Room for one call; comes back when dropped.
+#[derive(Debug)]
+pub struct Slot {
+    slots: Arc<Slots>,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        // Relaxed: as in `try_reserve`.
+        self.slots.word.fetch_sub(1, Ordering::Relaxed);
+        self.slots.tell();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU32;
+
+    use super::*;
+
+    #[test]
+    fn never_more_than_the_limit() {
+        let freed = Arc::new(AtomicU32::new(0));
+        let seen = freed.clone();
+        let slots = Slots::new(2);
+        slots.on_freed(move || {
+            seen.fetch_add(1, Ordering::Relaxed);
+        });
+        let (a, b) = (slots.try_reserve(), slots.try_reserve());
+        assert!(a.is_some() && b.is_some() && slots.try_reserve().is_none());
+        slots.set_limit(1);
+        drop(a);
+        assert!(slots.try_reserve().is_none(), "one open, limit one");
+        drop(b);
+        assert_eq!((slots.open(), freed.load(Ordering::Relaxed)), (0, 2));
+        slots.set_limit(0);
+        assert!(slots.try_reserve().is_none());
+        slots.set_limit(5);
+        assert_eq!(freed.load(Ordering::Relaxed), 3, "more room is news too");
+    }
+}
