@@ -1,6 +1,54 @@
-//! x
+//! Client-side load balancing for gRPC: one [tonic] channel over many endpoints.
+//!
+//! A [`Channel`] keeps a connection to every endpoint of a target, knows which of them are ready and how
+//! busy each one is, and sends every call to the one that should have it. Generated tonic clients take it
+//! as their transport, unchanged, with interceptors or without.
+//!
+//! # Ten seconds
+//!
+//! ```
+//! # mod greeter { pub struct GreeterClient<T>(T); impl<T> GreeterClient<T> { pub fn new(t: T) -> Self { Self(t) } } }
+//! # use greeter::GreeterClient;
+//! # fn main() -> Result<(), equipoise::Error> {
+//! let channel = equipoise::Channel::builder("static:10.0.0.1:50051,10.0.0.2:50051")?.build()?;
+//! let mut client = GreeterClient::new(channel);
+//! # Ok(()) }
+//! ```
+//!
+//! # Ten minutes
+//!
+//! * *Which endpoints?* A [`Target`] lists them; or [`Channel::from_endpoints`] and
+//!   [`set_endpoints`](Channel::set_endpoints), by hand; or a [`Resolver`](resolver::Resolver) of your own.
+//! * *Which of them gets the call?* A [`policy`]: [`Adaptive`](policy::Adaptive) unless you say otherwise.
+//! * *For how long?* The call's own `grpc-timeout`, bounded by [`Builder::timeout`]: it covers waiting for
+//!   an endpoint, every attempt, and the response's body.
+//! * *And if none is ready?* The call waits while some endpoint is connecting, and fails at once when all
+//!   have failed; with [`WaitForReady`] it waits on.
+//! * *One call, another rule?* Request extensions: [`WaitForReady`], [`Override`], [`Avoid`].
+//! * *What is going on?* [`Channel::endpoints`], [`Channel::state`], the [`Served`] extension of a response,
+//!   and `tracing` events under the target `equipoise` (a span per call under `equipoise::call`, at debug
+//!   level). Bodies and metadata values are never logged.
+//!
+//! # A day
+//!
+//! Four traits: [`Policy`](policy::Policy) with its [`Picker`](policy::Picker) chooses endpoints,
+//! [`Resolver`](resolver::Resolver) finds them, [`Connector`](transport::Connector) dials them
+//! ([`BalanceLayer`] balances over any). The [`balancer`] underneath is a value without I/O that can be
+//! driven by hand.
+//!
+//! # What a call can count on
+//!
+//! * It is sent only to an endpoint that has exchanged HTTP/2 settings with us, and that has room under its
+//!   own limit of concurrent streams.
+//! * A call that never reached a server (its connection broke before a byte was written, or the server said
+//!   GOAWAY or REFUSED_STREAM) goes to another endpoint by itself. A call that may have reached a server is
+//!   never sent twice.
+//! * It ends by its deadline, with DEADLINE_EXCEEDED, whatever it was waiting for.
+//! * Dropping it, at any point, cancels it at the server and frees what it held.
+//!
+//! [tonic]: https://docs.rs/tonic
 
-mod balancer;
+pub mod balancer;
 mod channel;
 mod clock;
 mod endpoint;
@@ -14,6 +62,10 @@ mod target;
 mod timestamp;
 pub mod transport;
 
+pub use channel::{
+    Avoid, BalanceLayer, Builder, Channel, EndpointStatus, Override, ResponseBody, Served,
+    WaitForReady,
+};
 pub use endpoint::{Address, Connectivity, Endpoint, EndpointId};
 pub use error::{ConnectError, Error, ResolveError};
 pub use report::{Completion, Outcome, StatusCode};

@@ -47,10 +47,7 @@ impl Target {
     /// When `text` is empty or holds a control character.
     pub(crate) fn for_resolver(text: &str) -> Result<Self, Error> {
         check_text(text)?;
-        let (scheme, rest) = match text.split_once(':') {
-            Some((scheme, rest)) if is_scheme(scheme) => (scheme.to_ascii_lowercase(), rest),
-            _ => ("dns".to_owned(), text),
-        };
+        let (scheme, rest) = split(text);
         Ok(Self {
             text: text.to_owned(),
             scheme,
@@ -81,6 +78,14 @@ impl Target {
         &self.rest
     }
 
+    /// Whether the scheme has a meaning of its own, so that no resolver could give it another by mistake.
+    pub(crate) fn is_built_in(&self) -> bool {
+        matches!(
+            self.scheme.as_str(),
+            "static" | "ipv4" | "ipv6" | "unix" | "http" | "https"
+        )
+    }
+
     /// The endpoints, where the target itself lists them.
     pub(crate) fn fixed(&self) -> Option<&[Endpoint]> {
         self.fixed.as_deref()
@@ -92,13 +97,7 @@ impl FromStr for Target {
 
     fn from_str(text: &str) -> Result<Self, Error> {
         check_text(text)?;
-        let (scheme, rest) = match text.split_once(':') {
-            // `127.0.0.1:80` has no scheme, and neither has `greeter:80`: a port follows the colon.
-            Some((head, tail)) if is_scheme(head) && !is_port(tail) => {
-                (head.to_ascii_lowercase(), tail)
-            }
-            _ => ("dns".to_owned(), text),
-        };
+        let (scheme, rest) = split(text);
         let fixed = match scheme.as_str() {
             "static" => list(text, rest, |_| true, "an address")?,
             "ipv4" => list(text, rest, is_v4, "an IPv4 address")?,
@@ -141,6 +140,16 @@ fn check_text(text: &str) -> Result<(), Error> {
         return Err(Error::target(text, "a target must not hold control characters"));
     }
     Ok(())
+}
+
+fn split(text: &str) -> (String, &str) {
+    match text.split_once(':') {
+        // `127.0.0.1:80` has no scheme, and neither has `greeter:80`: a port follows the colon.
+        Some((head, tail)) if is_scheme(head) && !is_port(tail) => {
+            (head.to_ascii_lowercase(), tail)
+        }
+        _ => ("dns".to_owned(), text),
+    }
 }
 
 fn is_scheme(text: &str) -> bool {

@@ -58,9 +58,15 @@ pub trait Connection: Send + Sync + 'static {
     fn condition(&self) -> watch::Receiver<Condition>;
 
     /// Bytes written and read since it was made.
-    fn traffic(&self) -> Traffic;
+    fn meter(&self) -> Arc<Meter>;
 
-    /// Ends every call still on it with UNAVAILABLE, and closes. `reason` is what they are told.
+    /// A way to end it at once that does not keep it open.
+    fn abort_handle(&self) -> Arc<dyn Abort>;
+}
+
+/// Ends a connection at once.
+pub trait Abort: Send + Sync {
+    /// Ends every call still on the connection with UNAVAILABLE and this reason, and closes it.
     fn abort(&self, reason: &str);
 }
 

@@ -1,0 +1,311 @@
+//! The settings of a channel, checked before anything runs.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::sync::{mpsc, watch};
+
+use crate::balancer::{self, Backoff, Balancer};
+use crate::clock::Clock;
+use crate::endpoint::Connectivity;
+use crate::error::Error;
+use crate::policy::{Adaptive, PickInfo, PickResult, Picker, Policy};
+use crate::resolver::{Hints, Resolver};
+use crate::target::Target;
+use crate::transport::{Connector, Http2Connector, Http2Options};
+
+use super::driver::{Driver, Limits};
+use super::layer::BalanceLayer;
+use super::service::{Channel, Core, Shared};
+use super::snapshot::{Seats, Snapshot};
+use super::waiters::Waiters;
+
+type MakePolicy = Arc<dyn Fn() -> Box<dyn Policy> + Send + Sync>;
+
+/// Collects the settings of a [`Channel`] or a [`BalanceLayer`]; `build` checks them all.
+///
+/// ```
+/// use equipoise::Channel;
+/// use equipoise::policy::LeastRequest;
+/// use std::time::Duration;
+///
+/// let channel = Channel::builder("static:127.0.0.1:50051,127.0.0.1:50052")?
+///     .policy(LeastRequest::default())
+///     .timeout(Duration::from_secs(5))
+///     .build()?;
+///
+/// let error = Channel::builder("static:127.0.0.1:50051")?
+///     .connect_timeout(Duration::ZERO)
+///     .build()
+///     .unwrap_err();
+/// assert_eq!(error.to_string(), "connect_timeout 0ns is not in 1ms..=1h");
+/// # Ok::<(), equipoise::Error>(())
+/// ```
+pub struct Builder<K> {
+    target: Target,
+    // A target that only a resolver of the user's own can make sense of: an error unless one comes.
+    unresolved: Option<Error>,
+    resolver: Option<Arc<dyn Resolver>>,
+    policy: MakePolicy,
+    settings: Settings,
+    http2: Http2Options,
+    kind: PhantomData<fn() -> K>,
+}
+
+#[derive(Clone, Debug)]
+struct Settings {
+    timeout: Option<Duration>,
+    connect_timeout: Duration,
+    drain_deadline: Duration,
+    queue_limit: usize,
+    balancer: balancer::Config,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            timeout: None,
+            connect_timeout: Duration::from_secs(10),
+            drain_deadline: Duration::from_secs(30),
+            queue_limit: 1_000,
+            balancer: balancer::Config::default(),
+        }
+    }
+}
+
+impl<K> Builder<K> {
+    pub(super) fn new(target: &str) -> Result<Self, Error> {
+        match target.parse::<Target>() {
+            Ok(target) => Ok(Self::over(target)),
+            Err(error) => {
+                let lenient = Target::for_resolver(target)?;
+                if lenient.is_built_in() {
+                    return Err(error);
+                }
+                let mut builder = Self::over(lenient);
+                builder.unresolved = Some(error);
+                Ok(builder)
+            }
+        }
+    }
+
+    pub(super) fn over(target: Target) -> Self {
+        Self {
+            target,
+            unresolved: None,
+            resolver: None,
+            policy: Arc::new(|| Box::new(Adaptive::default())),
+            settings: Settings::default(),
+            http2: Http2Options::default(),
+            kind: PhantomData,
+        }
+    }
+
+    /// Who gets which call. Default: [`Adaptive`].
+    pub fn policy(mut self, policy: impl Policy + Clone + Sync + 'static) -> Self {
+        self.policy = Arc::new(move || Box::new(policy.clone()));
+        self
+    }
+
+    /// Where the endpoints come from, for a target of any scheme. Default: the target itself lists them.
+    pub fn resolver(mut self, resolver: impl Resolver + 'static) -> Self {
+        self.resolver = Some(Arc::new(resolver));
+        self.unresolved = None;
+        self
+    }
+
+    /// The longest a call may take, all attempts and its response's body included; a shorter
+    /// `grpc-timeout` of the call's own wins. Default: no limit but the call's own, as in gRPC. Above zero.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.settings.timeout = Some(timeout);
+        self
+    }
+
+    /// The longest one attempt to connect may take: TCP, TLS and the server's settings. Default 10 s
+    /// (tonic has none; gRPC's 20 s outlasts most callers' patience). From 1 ms to 1 h. Too short, and a far
+    /// server is never reached; too long, and a silent one is not given up.
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.connect_timeout = timeout;
+        self
+    }
+
+    /// The pauses between attempts to connect to an endpoint that failed. Default: gRPC's, 1 s × 1.6 ± 20 %
+    /// up to 120 s.
+    pub fn backoff(mut self, backoff: Backoff) -> Self {
+        self.settings.balancer.backoff = backoff;
+        self
+    }
+
+    /// New connections per second, over all endpoints. Default 200. At least 1.
+    pub fn connect_rate(mut self, per_second: u32) -> Self {
+        self.settings.balancer.connect_rate = per_second;
+        self
+    }
+
+    /// The most endpoints taken from a list; the rest is left out and logged. Default 10,000. At least 1.
+    pub fn max_endpoints(mut self, endpoints: usize) -> Self {
+        self.settings.balancer.max_endpoints = endpoints;
+        self
+    }
+
+    /// The most calls that may wait for an endpoint; one more ends RESOURCE_EXHAUSTED at once.
+    /// Default 1,000. 0 means that no call waits.
+    pub fn queue_limit(mut self, calls: usize) -> Self {
+        self.settings.queue_limit = calls;
+        self
+    }
+
+    /// How long the calls on an endpoint that left the list, or of a channel that was closed, may go on;
+    /// then they end UNAVAILABLE. Default 30 s. Up to 24 h; 0 ends them at once.
+    pub fn drain_deadline(mut self, deadline: Duration) -> Self {
+        self.settings.drain_deadline = deadline;
+        self
+    }
+
+    fn plan(self) -> Result<Plan, Error> {
+        if let Some(error) = self.unresolved {
+            return Err(error);
+        }
+        let settings = &self.settings;
+        const MS: Duration = Duration::from_millis(1);
+        const HOUR: Duration = Duration::from_secs(3_600);
+        if let Some(Duration::ZERO) = settings.timeout {
+            return Err(Error::config("timeout 0ns is not above zero"));
+        }
+        if !(MS..=HOUR).contains(&settings.connect_timeout) {
+            return Err(Error::config(format!(
+                "connect_timeout {:?} is not in 1ms..=1h",
+                settings.connect_timeout
+            )));
+        }
+        if settings.drain_deadline > 24 * HOUR {
+            return Err(Error::config(format!(
+                "drain_deadline {:?} is not in 0s..=24h",
+                settings.drain_deadline
+            )));
+        }
+        settings.balancer.validate()?;
+        Ok(Plan {
+            target: self.target,
+            resolver: self.resolver,
+            policy: self.policy,
+            settings: self.settings,
+        })
+    }
+}
+
+impl Builder<Channel> {
+    /// The name the calls go under (`:authority`), such as `greeter.prod.svc`. Default: the address of the
+    /// endpoint that takes the call, `localhost` on a Unix socket.
+    pub fn authority(mut self, authority: impl Into<String>) -> Self {
+        self.http2 = self.http2.with_authority(authority);
+        self
+    }
+
+    /// When to ask a silent server whether it is still there: after `interval` without a byte while a call is
+    /// open, giving it `timeout` to answer. Default 10 s and 20 s. From 10 ms to 1 h each; servers in grpc-go
+    /// answer pings more frequent than every 5 min with GOAWAY when they come without calls, which these do not.
+    pub fn keepalive(mut self, interval: Duration, timeout: Duration) -> Self {
+        self.http2 = self.http2.with_keepalive(interval, timeout);
+        self
+    }
+
+    /// Makes the channel. Connecting begins at once inside a tokio runtime, else with the first call.
+    ///
+    /// # Errors
+    ///
+    /// When a setting is out of its range or no resolver knows the target; the error names value and rule.
+    pub fn build(mut self) -> Result<Channel, Error> {
+        let http2 = std::mem::take(&mut self.http2);
+        let connector = Http2Connector::new(http2)?;
+        Ok(self.plan()?.channel(connector))
+    }
+
+    /// Makes the channel and waits until it is READY.
+    ///
+    /// # Errors
+    ///
+    /// As [`build`](Self::build), and when every endpoint has failed once: the error says why.
+    pub async fn connect(self) -> Result<Channel, Error> {
+        self.build()?.ready().await
+    }
+}
+
+impl Builder<BalanceLayer> {
+    /// Makes the layer.
+    ///
+    /// # Errors
+    ///
+    /// When a setting is out of its range or no resolver knows the target; the error names value and rule.
+    pub fn build(self) -> Result<BalanceLayer, Error> {
+        Ok(BalanceLayer::new(self.plan()?))
+    }
+}
+
+impl<K> fmt::Debug for Builder<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder")
+            .field("target", &self.target.to_string())
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Settings that were found good: all it takes to make a channel over a connector.
+pub(super) struct Plan {
+    target: Target,
+    resolver: Option<Arc<dyn Resolver>>,
+    policy: MakePolicy,
+    settings: Settings,
+}
+
+impl Plan {
+    pub(super) fn target(&self) -> &Target {
+        &self.target
+    }
+
+    pub(super) fn channel<C: Connector>(&self, connector: C) -> Channel<C> {
+        let settings = &self.settings;
+        let seed = fastrand::u64(..);
+        let balancer = Balancer::new(settings.balancer.clone(), (self.policy)(), seed);
+        let core = Arc::new(Core {
+            snapshot: ArcSwap::from_pointee(Snapshot {
+                picker: Arc::new(Unborn),
+                seats: Arc::new(Seats::new(Vec::new())),
+                state: Connectivity::Connecting,
+                why: None,
+            }),
+            waiters: Waiters::new(settings.queue_limit),
+            clock: Clock::start(),
+            timeout: settings.timeout,
+            state: watch::Sender::new(Connectivity::Connecting),
+        });
+        let (commands, orders) = mpsc::unbounded_channel();
+        let limits = Limits {
+            connect: settings.connect_timeout,
+            drain: settings.drain_deadline,
+        };
+        let hints = Hints::default();
+        let (lists, first) = match &self.resolver {
+            Some(resolver) => (Some(resolver.watch(&self.target, hints.clone())), None),
+            None => (None, self.target.fixed().map(<[_]>::to_vec)),
+        };
+        let driver = Driver::new(core.clone(), connector, balancer, limits, orders, hints);
+        let running = Box::pin(driver.run(lists, first));
+        let shared = Shared::new(core, commands, self.resolver.is_none(), running);
+        Channel::new(shared, crate::rng::remix(seed))
+    }
+}
+
+/// The picker before the first list: everybody waits.
+#[derive(Debug)]
+struct Unborn;
+
+impl Picker for Unborn {
+    fn pick(&self, _: &PickInfo<'_>) -> PickResult {
+        PickResult::Queue { connect: None }
+    }
+}

@@ -1,0 +1,26 @@
+//! Carry the call.
+//!
+//! The journey of one call: [`service`] takes the request; [`call`] works out its deadline, picks an
+//! endpoint from the published [`snapshot`], reserves a slot on one of its connections, or waits in the
+//! line of [`waiters`]; the connection opens the stream; [`tracked`] follows the response to its end and
+//! tells the endpoint's load how it went. The journey of one update: [`driver`] carries news from the
+//! resolver and the connections to the balancer, and does what the balancer says.
+
+mod builder;
+mod call;
+mod deadline;
+mod driver;
+mod extensions;
+mod layer;
+mod observe;
+mod service;
+mod snapshot;
+mod tracked;
+mod waiters;
+
+pub use builder::Builder;
+pub use extensions::{Avoid, Override, Served, WaitForReady};
+pub use layer::BalanceLayer;
+pub use observe::EndpointStatus;
+pub use service::Channel;
+pub use tracked::ResponseBody;

@@ -1,0 +1,295 @@
+//! The channel: what a generated client is built on.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use futures_util::future::BoxFuture;
+use tokio::sync::{mpsc, oneshot, watch};
+use tonic::Status;
+use tower_service::Service;
+use tracing::Instrument;
+
+use crate::clock::Clock;
+use crate::endpoint::{Connectivity, Endpoint, EndpointId};
+use crate::error::Error;
+use crate::target::Target;
+use crate::transport::{Connection, Connector, Http2Connector};
+
+use super::builder::Builder;
+use super::call;
+use super::observe::EndpointStatus;
+use super::snapshot::Snapshot;
+use super::tracked::ResponseBody;
+use super::waiters::Waiters;
+
+/// What the calls and the driver share.
+pub(super) struct Core<N> {
+    pub(super) snapshot: ArcSwap<Snapshot<N>>,
+    pub(super) waiters: Arc<Waiters>,
+    pub(super) clock: Clock,
+    pub(super) timeout: Option<Duration>,
+    pub(super) state: watch::Sender<Connectivity>,
+}
+
+/// What a channel asks of its driver.
+#[derive(Debug)]
+pub(super) enum Command {
+    SetEndpoints(Vec<Endpoint>),
+    /// A pick asked for a connection to this endpoint.
+    Want(EndpointId),
+    /// Take no more calls; answer when every connection is closed.
+    Close(oneshot::Sender<()>),
+}
+
+/// A driver that waits for a runtime to run on.
+pub(super) type Dormant = Mutex<Option<BoxFuture<'static, ()>>>;
+
+/// What the clones of one channel and the calls that wait in it share. When the last of them goes, the
+/// driver ends.
+pub(super) struct Shared<N> {
+    pub(super) core: Arc<Core<N>>,
+    pub(super) commands: mpsc::UnboundedSender<Command>,
+    pub(super) by_hand: bool,
+    started: AtomicBool,
+    dormant: Dormant,
+}
+
+impl<N: Connection> Shared<N> {
+    pub(super) fn new(
+        core: Arc<Core<N>>,
+        commands: mpsc::UnboundedSender<Command>,
+        by_hand: bool,
+        driver: BoxFuture<'static, ()>,
+    ) -> Arc<Self> {
+        let shared = Arc::new(Self {
+            core,
+            commands,
+            by_hand,
+            started: AtomicBool::new(false),
+            dormant: Mutex::new(Some(driver)),
+        });
+        shared.start();
+        shared
+    }
+
+    /// Starts the driver, once there is a runtime to run it on.
+    fn start(&self) {
+        // Relaxed: only a hint; the lock decides who takes the driver.
+        if self.started.load(Ordering::Relaxed) {
+            return;
+        }
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
+        let dormant = self
+            .dormant
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(driver) = dormant {
+            runtime.spawn(driver);
+        }
+        self.started.store(true, Ordering::Relaxed);
+    }
+
+    /// Asks for a connection to an endpoint that the policy did not connect by itself.
+    pub(super) fn want(&self, id: EndpointId) {
+        // No driver, no connections: the call that asked is told so by the snapshot.
+        let _ = self.commands.send(Command::Want(id));
+    }
+}
+
+/// One balanced gRPC channel over many endpoints.
+///
+/// Clone it freely: clones share everything. Generated clients take it as their transport, with
+/// interceptors or without. A call is sent to an endpoint chosen for that call; while none is ready it waits
+/// in a bounded line, up to its deadline. See [`Builder`] for the settings and [the crate](crate) for the
+/// whole picture.
+///
+/// When the last clone is dropped, calls under way go on to their end (or to the drain deadline), and then
+/// the connections are closed. [`close`](Self::close) does the same and tells when it is done. When the
+/// runtime it ran on is shut down, calls end UNAVAILABLE.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), equipoise::Error> {
+/// let channel = equipoise::Channel::builder("static:10.0.0.1:50051,10.0.0.2:50051")?.build()?;
+/// for endpoint in channel.endpoints() {
+///     println!("{} {} in flight {}", endpoint.address, endpoint.state, endpoint.in_flight);
+/// }
+/// # Ok(()) }
+/// ```
+pub struct Channel<C: Connector = Http2Connector> {
+    pub(super) shared: Arc<Shared<C::Connection>>,
+    random: u64,
+}
+
+impl Channel {
+    /// Begins a channel to `target`; see [`Target`] for what can be written.
+    ///
+    /// # Errors
+    ///
+    /// When the target cannot be read; the error names the value and the rule.
+    pub fn builder(target: impl AsRef<str>) -> Result<Builder<Self>, Error> {
+        Builder::new(target.as_ref())
+    }
+
+    /// Begins a channel to a list of endpoints kept by hand; change it with
+    /// [`set_endpoints`](Self::set_endpoints).
+    pub fn from_endpoints(endpoints: impl IntoIterator<Item = Endpoint>) -> Builder<Self> {
+        Builder::over(Target::from_endpoints(endpoints.into_iter().collect()))
+    }
+}
+
+impl<C: Connector> Channel<C> {
+    pub(super) fn new(shared: Arc<Shared<C::Connection>>, seed: u64) -> Self {
+        Self {
+            shared,
+            random: seed,
+        }
+    }
+
+    /// Replaces the endpoint list. Endpoints in both lists keep their connections, load and standing;
+    /// those that left take no new calls and finish what they carry.
+    ///
+    /// # Errors
+    ///
+    /// When the list comes from a resolver, which would overrule it at its next update, or when the channel
+    /// is closed.
+    pub fn set_endpoints(
+        &self,
+        endpoints: impl IntoIterator<Item = Endpoint>,
+    ) -> Result<(), Error> {
+        if !self.shared.by_hand {
+            return Err(Error::config(
+                "the endpoint list belongs to the channel's resolver and cannot be set by hand",
+            ));
+        }
+        self.shared
+            .commands
+            .send(Command::SetEndpoints(endpoints.into_iter().collect()))
+            .map_err(|_| Error::closed())
+    }
+
+    /// Every endpoint in the list, as it stands now, in the order of their slots.
+    pub fn endpoints(&self) -> Vec<EndpointStatus> {
+        let core = &self.shared.core;
+        let now = core.clock.now();
+        let snapshot = core.snapshot.load_full();
+        snapshot
+            .seats
+            .iter()
+            .map(|seat| EndpointStatus::of(seat, now))
+            .collect()
+    }
+
+    /// The channel's state: READY while any endpoint is.
+    pub fn state(&self) -> Connectivity {
+        *self.shared.core.state.borrow()
+    }
+
+    /// Waits until the state is another than `from`, and answers with it.
+    ///
+    /// ```no_run
+    /// # use equipoise::{Channel, Connectivity};
+    /// # async fn example(channel: Channel) {
+    /// let mut state = channel.state();
+    /// while state != Connectivity::Ready {
+    ///     state = channel.state_changed(state).await;
+    /// }
+    /// # }
+    /// ```
+    pub async fn state_changed(&self, from: Connectivity) -> Connectivity {
+        self.shared.start();
+        let mut states = self.shared.core.state.subscribe();
+        let changed = states.wait_for(|state| *state != from).await.map(|s| *s);
+        // The sender lives in what this channel holds; it cannot be gone.
+        changed.unwrap_or(Connectivity::Shutdown)
+    }
+
+    /// Calls that wait for an endpoint now.
+    pub fn waiting(&self) -> usize {
+        self.shared.core.waiters.len()
+    }
+
+    /// Takes no more calls on any clone, lets those under way end, and resolves when every connection is
+    /// closed: at the drain deadline at the latest, when calls still under way end UNAVAILABLE. Calls that
+    /// wait for an endpoint end UNAVAILABLE at once.
+    pub async fn close(&self) {
+        self.shared.start();
+        let (done, closed) = oneshot::channel();
+        if self.shared.commands.send(Command::Close(done)).is_ok() {
+            // An error means that the driver is gone, and with it every connection.
+            let _ = closed.await;
+        }
+    }
+
+    /// Waits for READY; the first failure of every endpoint is an error.
+    pub(super) async fn ready(self) -> Result<Self, Error> {
+        let mut state = self.state();
+        loop {
+            match state {
+                Connectivity::Ready => return Ok(self),
+                Connectivity::Idle | Connectivity::Connecting => {}
+                Connectivity::Shutdown => return Err(Error::closed()),
+                Connectivity::TransientFailure => {
+                    let snapshot = self.shared.core.snapshot.load();
+                    let why = snapshot.why.as_deref().unwrap_or("no endpoint is ready");
+                    return Err(Error::unavailable(why));
+                }
+            }
+            state = self.state_changed(state).await;
+        }
+    }
+}
+
+impl<C: Connector> Clone for Channel<C> {
+    fn clone(&self) -> Self {
+        Self {
+            shared: self.shared.clone(),
+            // Clones must not walk through the same random words.
+            random: fastrand::u64(..),
+        }
+    }
+}
+
+impl<C: Connector> fmt::Debug for Channel<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Channel")
+            .field("state", &self.state())
+            .field("waiting", &self.waiting())
+            .finish_non_exhaustive()
+    }
+}
+
+impl<C: Connector> Service<http::Request<tonic::body::Body>> for Channel<C> {
+    type Response = http::Response<ResponseBody<C::Connection>>;
+    type Error = Status;
+    type Future = BoxFuture<'static, Result<Self::Response, Status>>;
+
+    /// Always ready: which endpoint must be ready depends on the call, so the call itself waits.
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        self.shared.start();
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
+        self.shared.start();
+        self.random = crate::rng::remix(self.random);
+        let span = tracing::debug_span!(
+            target: "equipoise::call",
+            "call",
+            path = request.uri().path(),
+            endpoint = tracing::field::Empty,
+            attempts = tracing::field::Empty,
+        );
+        let call = call::run(self.shared.clone(), request, self.random);
+        match span.is_disabled() {
+            true => Box::pin(call),
+            false => Box::pin(call.instrument(span)),
+        }
+    }
+}

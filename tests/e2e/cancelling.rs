@@ -1,0 +1,171 @@
+//! A call dropped at any point is cancelled at the server, and leaves nothing behind.
+
+use std::pin::pin;
+use std::task::{Context, Waker};
+
+use equipoise::{Channel, Endpoint};
+use futures_util::{StreamExt, stream};
+
+use crate::rig::greeter::proto::greeter_client::GreeterClient;
+use crate::rig::greeter::proto::{CountdownRequest, HelloRequest};
+use crate::rig::greeter::{Options, Server};
+use crate::{client, in_flight, quiet, server, until};
+
+fn slow() -> HelloRequest {
+    HelloRequest {
+        work_us: 20_000_000,
+        ..HelloRequest::default()
+    }
+}
+
+#[tokio::test]
+async fn before_the_first_poll_nothing_happens() {
+    let a = server("a");
+    let (channel, mut client) = client(&[&a]).await;
+    drop(client.say_hello(slow()));
+    assert_eq!(channel.endpoints()[0].picks, 0);
+}
+
+#[tokio::test]
+async fn while_it_waits_for_an_endpoint() {
+    let channel = Channel::from_endpoints([]).build().unwrap();
+    let mut client = GreeterClient::new(channel.clone());
+    let mut request = tonic::Request::new(slow());
+    request.extensions_mut().insert(equipoise::WaitForReady);
+    let call = tokio::spawn(async move { client.say_hello(request).await });
+    until("it waits", || channel.waiting() == 1).await;
+    call.abort();
+    until("it has left the line", || channel.waiting() == 0).await;
+}
+
+#[tokio::test]
+async fn while_the_server_works() {
+    // One permit and no patience: the server drops what was cancelled, or the next call would wait for it.
+    let a = Server::start(Options {
+        concurrency: Some(1),
+        ..Options::new("a")
+    });
+    let (channel, mut client) = client(&[&a]).await;
+    let mut busy = client.clone();
+    let call = tokio::spawn(async move { busy.say_hello(slow()).await });
+    until("it is in flight", || in_flight(&channel) == 1).await;
+    // A call behind it tells that the server has it: it gets its turn only when the first is gone.
+    let mut behind = pin!(client.say_hello(HelloRequest::default()));
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(behind.as_mut().poll(&mut cx).is_pending());
+    call.abort();
+    behind.await.unwrap();
+    quiet(&channel).await;
+    assert_eq!(channel.endpoints()[0].cancelled, 1);
+}
+
+#[tokio::test]
+async fn a_stream_unread_half_read_and_idle() {
+    let a = server("a");
+    let (channel, mut client) = client(&[&a]).await;
+    let endless = CountdownRequest {
+        count: u32::MAX,
+        payload_bytes: 1_000,
+        ..CountdownRequest::default()
+    };
+    let unread = client.countdown(endless).await.unwrap();
+    let mut half = client.countdown(endless).await.unwrap().into_inner();
+    for _ in 0..100 {
+        half.message().await.unwrap().expect("endless");
+    }
+    assert_eq!(in_flight(&channel), 2, "a stream counts until its end");
+    drop(unread);
+    until("one is left", || in_flight(&channel) == 1).await;
+    drop(half);
+    quiet(&channel).await;
+    assert_eq!(channel.endpoints()[0].cancelled, 2);
+}
+
+#[tokio::test]
+async fn an_upload_that_never_ends() {
+    let a = server("a");
+    let (channel, mut client) = client(&[&a]).await;
+    let (say, said) = tokio::sync::mpsc::channel::<HelloRequest>(1);
+    let requests = tokio_stream::wrappers::ReceiverStream::new(said);
+    let mut uploader = client.clone();
+    let call = tokio::spawn(async move { uploader.gather(requests).await });
+    for _ in 0..10 {
+        say.send(HelloRequest::default()).await.unwrap();
+    }
+    assert_eq!(in_flight(&channel), 1);
+    call.abort();
+    quiet(&channel).await;
+    // The caller's end of its own stream learns of it too.
+    until("nobody takes the messages any more", || say.is_closed()).await;
+
+    let requests = stream::repeat(HelloRequest::default());
+    let replies = client.chat(requests).await.unwrap().into_inner();
+    drop(replies.take(10).count().await);
+    quiet(&channel).await;
+}
+
+#[tokio::test]
+async fn dropped_at_every_single_poll() {
+    let a = server("a");
+    let (channel, client) = client(&[&a]).await;
+    // Poll k times, then drop; a call that finished earlier ends the series.
+    for k in 0..100 {
+        let mut client = client.clone();
+        let call = async move {
+            let requests = stream::iter((0..3).map(|_| HelloRequest::default()));
+            let mut replies = client.chat(requests).await?.into_inner();
+            while replies.message().await?.is_some() {}
+            Ok::<_, tonic::Status>(())
+        };
+        let mut call = Box::pin(call);
+        let mut polls = 0;
+        let done = std::future::poll_fn(|cx| {
+            if polls == k {
+                return std::task::Poll::Ready(false);
+            }
+            polls += 1;
+            call.as_mut().poll(cx).map(|result| {
+                result.expect("nothing is wrong with the server");
+                true
+            })
+        })
+        .await;
+        drop(call);
+        quiet(&channel).await;
+        if done {
+            assert!(k > 2, "it cannot be done in {k} polls");
+            break;
+        }
+        assert!(k < 99, "never done");
+    }
+    // The connection is as good as new.
+    let mut client = client;
+    client.say_hello(HelloRequest::default()).await.unwrap();
+    assert_eq!(channel.endpoints()[0].connections, 1);
+}
+
+/// Row H17: a thousand megabyte bodies dropped, and the connection's window is not lost with them.
+#[tokio::test]
+async fn dropped_bodies_give_their_window_back() {
+    let a = server("a");
+    let channel = Channel::from_endpoints([Endpoint::from(a.address)]).connect().await.unwrap();
+    let mut client = GreeterClient::new(channel.clone()).max_decoding_message_size(16 << 20);
+    let megabyte = CountdownRequest {
+        count: 1,
+        payload_bytes: 1 << 20,
+        ..CountdownRequest::default()
+    };
+    for _ in 0..1_000 {
+        drop(client.countdown(megabyte).await.unwrap());
+    }
+    let download = CountdownRequest {
+        payload_bytes: 10 << 20,
+        ..megabyte
+    };
+    let mut replies = client.countdown(download).await.unwrap().into_inner();
+    let reply = replies.message().await.unwrap().expect("one message");
+    assert_eq!(reply.payload.len(), 10 << 20);
+    assert!(replies.message().await.unwrap().is_none());
+    quiet(&channel).await;
+    assert_eq!(channel.endpoints()[0].outcome(tonic::Code::Unavailable), 0);
+}

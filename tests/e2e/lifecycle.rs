@@ -1,0 +1,241 @@
+//! How a channel begins and ends: with and without a runtime, the last clone, `close`, and a runtime that goes.
+
+use std::time::{Duration, Instant};
+
+use equipoise::{Channel, Connectivity, Endpoint, WaitForReady};
+use tonic::{Code, Request};
+
+use crate::rig::clean::{Footprint, alone};
+use crate::rig::greeter::proto::greeter_client::GreeterClient;
+use crate::rig::greeter::proto::{CountdownRequest, HelloRequest};
+use crate::rig::holes;
+use crate::{PATIENCE, client, endpoints, in_flight, quiet, ready, server, target, until};
+
+fn runtime(workers: usize) -> tokio::runtime::Runtime {
+    let mut builder = match workers {
+        0 => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    builder.worker_threads(workers.max(1)).enable_all().build().unwrap()
+}
+
+#[test]
+fn built_outside_a_runtime_it_starts_with_the_first_call() {
+    let a = server("a");
+    let channel = Channel::builder(target(&[a.address])).unwrap().build().unwrap();
+    assert_eq!(channel.state(), Connectivity::Connecting);
+    assert!(format!("{channel:?}").contains("Connecting"));
+    runtime(0).block_on(async {
+        let mut client = GreeterClient::new(channel.clone());
+        client.say_hello(HelloRequest::default()).await.unwrap();
+        assert_eq!(channel.state(), Connectivity::Ready);
+    });
+}
+
+#[test]
+fn dropping_a_channel_that_never_ran_is_fine() {
+    drop(Channel::from_endpoints([]).build().unwrap());
+}
+
+#[tokio::test]
+async fn connect_waits_for_ready_or_says_why_not() {
+    let a = server("a");
+    let channel = Channel::builder(target(&[a.address])).unwrap().connect().await.unwrap();
+    assert_eq!(channel.state(), Connectivity::Ready);
+
+    let refused = holes::refused();
+    let builder = Channel::builder(target(&[refused.address])).unwrap();
+    let error = builder.connect().await.unwrap_err();
+    assert!(error.is_unavailable(), "{error:?}");
+    let text = error.to_string();
+    assert!(text.contains(&refused.address.to_string()), "{text}");
+    assert!(text.to_lowercase().contains("refused"), "{text}");
+
+    // One endpoint down is no reason to fail.
+    let builder = Channel::builder(target(&[refused.address, a.address])).unwrap();
+    builder.connect().await.unwrap();
+}
+
+#[test]
+fn the_last_clone_dropped_closes_everything() {
+    alone(async {
+        let a = server("a");
+        let before = Footprint::take();
+        let (channel, mut client) = client(&[&a]).await;
+        let request = CountdownRequest {
+            count: 30,
+            pause_us: 5_000,
+            ..CountdownRequest::default()
+        };
+        let mut replies = client.countdown(request).await.unwrap().into_inner();
+        drop((channel, client));
+        // What is under way goes on to its end.
+        let mut seen = 0;
+        while replies.message().await.unwrap().is_some() {
+            seen += 1;
+        }
+        assert_eq!(seen, 30);
+        drop(replies);
+        before.restored(PATIENCE).await.unwrap();
+    });
+}
+
+#[test]
+fn close_ends_waiting_calls_lets_others_finish_and_is_final() {
+    alone(async {
+        let a = server("a");
+        let hole = holes::black_hole();
+        let before = Footprint::take();
+        let (channel, mut client) = client(&[&a]).await;
+        channel
+            .set_endpoints([Endpoint::from(a.address), Endpoint::from(hole.address)])
+            .unwrap();
+        let mut busy = client.clone();
+        let under_way = tokio::spawn(async move {
+            let request = HelloRequest {
+                work_us: 200_000,
+                ..HelloRequest::default()
+            };
+            busy.say_hello(request).await
+        });
+        let mut patient = client.clone();
+        let waiting = tokio::spawn(async move {
+            let mut request = Request::new(HelloRequest::default());
+            request.extensions_mut().insert(equipoise::Override::strict(hole.address));
+            request.extensions_mut().insert(WaitForReady);
+            let result = patient.say_hello(request).await;
+            drop(hole);
+            result
+        });
+        until("one is under way and one waits", || {
+            in_flight(&channel) == 1 && channel.waiting() == 1
+        })
+        .await;
+
+        let (one, two) = tokio::join!(channel.close(), channel.close());
+        let ((), ()) = (one, two);
+        assert_eq!(channel.state(), Connectivity::Shutdown);
+        under_way.await.unwrap().expect("it was accepted before");
+        let status = waiting.await.unwrap().unwrap_err();
+        assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+        assert!(status.message().contains("closed"), "{status:?}");
+        let status = client.say_hello(HelloRequest::default()).await.unwrap_err();
+        assert_eq!(status.code(), Code::Unavailable);
+        assert!(channel.set_endpoints(endpoints(&[&a])).unwrap_err().is_closed());
+        assert!(channel.endpoints().is_empty());
+        channel.close().await;
+        drop((channel, client));
+        before.restored(PATIENCE).await.unwrap();
+    });
+}
+
+#[tokio::test]
+async fn the_drain_deadline_ends_what_does_not_end_by_itself() {
+    let a = server("a");
+    let deadline = Duration::from_millis(200);
+    let channel = Channel::from_endpoints(endpoints(&[&a]))
+        .drain_deadline(deadline)
+        .connect()
+        .await
+        .unwrap();
+    let mut client = GreeterClient::new(channel.clone());
+    let endless = CountdownRequest {
+        count: u32::MAX,
+        pause_us: 1_000,
+        ..CountdownRequest::default()
+    };
+    let mut replies = client.countdown(endless).await.unwrap().into_inner();
+    let start = Instant::now();
+    let closing = tokio::spawn(async move { channel.close().await });
+    let status = loop {
+        match replies.message().await {
+            Ok(reply) => assert!(reply.is_some(), "it is endless"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    assert!(status.message().contains("drain deadline"), "{status:?}");
+    assert!(start.elapsed() >= deadline);
+    closing.await.unwrap();
+}
+
+#[test]
+fn calls_end_when_the_runtime_does() {
+    let a = server("a");
+    let first = runtime(1);
+    let channel = first.block_on(ready(&[&a]));
+    let second = runtime(1);
+    let mut caller = GreeterClient::new(channel.clone());
+    let under_way = second.spawn(async move {
+        let request = HelloRequest {
+            work_us: 20_000_000,
+            ..HelloRequest::default()
+        };
+        caller.say_hello(request).await
+    });
+    second.block_on(until("it is under way", || in_flight(&channel) == 1));
+    first.shutdown_timeout(PATIENCE);
+    second.block_on(async {
+        let status = under_way.await.unwrap().unwrap_err();
+        assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+        let mut client = GreeterClient::new(channel.clone());
+        let status = client.say_hello(HelloRequest::default()).await.unwrap_err();
+        assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+        assert!(status.message().contains("runtime"), "{status:?}");
+        assert_eq!(channel.state(), Connectivity::Shutdown);
+        channel.close().await;
+    });
+}
+
+#[test]
+fn one_thread_is_enough() {
+    let (a, b) = (server("a"), server("b"));
+    runtime(0).block_on(async {
+        let (channel, client) = client(&[&a, &b]).await;
+        let calls = (0..200).map(|_| {
+            let mut client = client.clone();
+            async move { client.say_hello(HelloRequest::default()).await }
+        });
+        for result in futures_util::future::join_all(calls).await {
+            result.unwrap();
+        }
+        quiet(&channel).await;
+        channel.close().await;
+    });
+}
+
+/// tower's contract lets a caller ask for readiness and then not call. That must cost nobody anything.
+#[tokio::test]
+async fn a_ready_but_unused_clone_blocks_nobody() {
+    use tower_service::Service;
+    let a = server("a");
+    let channel = ready(&[&a]).await;
+    let mut idle: Vec<Channel> = (0..2_000).map(|_| channel.clone()).collect();
+    for clone in &mut idle {
+        std::future::poll_fn(|cx| clone.poll_ready(cx)).await.unwrap();
+    }
+    let mut client = GreeterClient::new(channel.clone());
+    for _ in 0..100 {
+        client.say_hello(HelloRequest::default()).await.unwrap();
+    }
+    quiet(&channel).await;
+}
+
+#[tokio::test]
+async fn the_state_can_be_awaited() {
+    let a = server("a");
+    let channel = Channel::from_endpoints([]).build().unwrap();
+    let mut state = channel.state();
+    while state != Connectivity::TransientFailure {
+        state = channel.state_changed(state).await;
+    }
+    channel.set_endpoints(endpoints(&[&a])).unwrap();
+    while state != Connectivity::Ready {
+        state = channel.state_changed(state).await;
+    }
+    channel.set_endpoints([]).unwrap();
+    assert_eq!(channel.state_changed(Connectivity::Ready).await, Connectivity::TransientFailure);
+    let mut client = GreeterClient::new(channel);
+    let status = client.say_hello(HelloRequest::default()).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+}

@@ -1,0 +1,152 @@
+//! What an operator sees: figures per endpoint, states, reasons, and logs without secrets.
+
+use std::io::Write;
+use std::sync::{Arc, Mutex};
+
+use equipoise::policy::RoundRobin;
+use equipoise::{Channel, Connectivity, Endpoint};
+use tonic::{Code, Request};
+
+use crate::rig::greeter::proto::HelloRequest;
+use crate::rig::greeter::proto::greeter_client::GreeterClient;
+use crate::rig::holes;
+use crate::{PATIENCE, quiet, server, until};
+
+#[tokio::test]
+async fn every_figure_of_every_endpoint() {
+    let (a, b) = (server("a"), server("b"));
+    let refused = holes::refused();
+    let list = [a.address, b.address, refused.address].map(Endpoint::from);
+    let channel = Channel::from_endpoints(list)
+        .policy(RoundRobin::default())
+        .connect()
+        .await
+        .unwrap();
+    until("all have settled", || {
+        let states = channel.endpoints();
+        states.iter().filter(|e| e.state == Connectivity::Ready).count() == 2
+            && states.iter().any(|e| e.state == Connectivity::TransientFailure)
+    })
+    .await;
+
+    let mut client = GreeterClient::new(channel.clone());
+    for n in 0..100u32 {
+        let request = HelloRequest {
+            code: if n % 10 < 2 { Code::NotFound as u32 } else { 0 },
+            payload: vec![1; 1_000],
+            echo: true,
+            work_us: 2_000,
+            ..HelloRequest::default()
+        };
+        let _ = client.say_hello(request).await;
+    }
+    quiet(&channel).await;
+
+    let seen = channel.endpoints();
+    let of = |address: std::net::SocketAddr| {
+        seen.iter()
+            .find(|e| e.address.to_string() == address.to_string())
+            .expect("listed")
+    };
+    for address in [a.address, b.address] {
+        let endpoint = of(address);
+        assert_eq!(endpoint.picks, 50);
+        assert_eq!((endpoint.outcome(Code::Ok), endpoint.outcome(Code::NotFound)), (40, 10));
+        assert_eq!((endpoint.cancelled, endpoint.refused, endpoint.in_flight), (0, 0, 0));
+        assert_eq!(endpoint.connections, 1);
+        assert!(endpoint.traffic.sent > 50_000 && endpoint.traffic.received > 40_000, "{endpoint:?}");
+        let two_ms = std::time::Duration::from_millis(2);
+        let p50 = endpoint.latency_p50.expect("there were answers");
+        let p99 = endpoint.latency_p99.expect("there were answers");
+        // A bucket is an eighth wide at most.
+        assert!(p50 >= two_ms - two_ms / 8 && p50 <= p99, "{endpoint:?}");
+        assert!(endpoint.latency.expect("there were answers") >= two_ms / 2, "{endpoint:?}");
+        assert!(endpoint.why.is_none() && endpoint.last_error.is_none());
+    }
+    let endpoint = of(refused.address);
+    assert_eq!((endpoint.picks, endpoint.connections), (0, 0));
+    assert!(endpoint.latency.is_none() && endpoint.outcomes.is_empty());
+    let why = endpoint.why.as_deref().expect("it failed").to_lowercase();
+    assert!(why.contains("refused") && why.contains(&refused.address.to_string()), "{why}");
+}
+
+#[tokio::test]
+async fn a_lost_server_is_explained_and_then_comes_back() {
+    use crate::rig::greeter::{Options, Server};
+    let a = server("a");
+    let address = a.address;
+    let mut backoff = equipoise::balancer::Backoff::default();
+    backoff.base = std::time::Duration::from_millis(20);
+    backoff.cap = std::time::Duration::from_millis(100);
+    let channel = Channel::from_endpoints([Endpoint::from(address)])
+        .backoff(backoff)
+        .connect()
+        .await
+        .unwrap();
+    a.abort();
+    until("the loss is seen", || channel.state() == Connectivity::TransientFailure).await;
+    let endpoint = &channel.endpoints()[0];
+    assert!(endpoint.why.is_some() && endpoint.connections == 0, "{endpoint:?}");
+    let _back = Server::start(Options {
+        listen: address,
+        ..Options::new("back")
+    });
+    until("it is back", || channel.state() == Connectivity::Ready).await;
+    let endpoint = &channel.endpoints()[0];
+    assert!(endpoint.why.is_none(), "{endpoint:?}");
+    assert!(endpoint.last_error.is_some(), "history stays: {endpoint:?}");
+}
+
+#[derive(Clone, Default)]
+struct Captured(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Captured {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn logs_tell_of_states_and_calls_and_keep_secrets() {
+    let captured = Captured::default();
+    let writer = captured.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing_subscriber::filter::LevelFilter::TRACE)
+        .with_ansi(false)
+        .with_span_events(tracing_subscriber::fmt::format::FmtSpan::CLOSE)
+        .with_writer(move || writer.clone())
+        .finish();
+    let a = server("a");
+    // One thread, so that the subscriber of this thread hears everything the channel says.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    tracing::subscriber::with_default(subscriber, || {
+        runtime.block_on(async {
+            let channel = Channel::from_endpoints([Endpoint::from(a.address)]).connect().await.unwrap();
+            let mut client = GreeterClient::new(channel.clone());
+            let mut request = Request::new(HelloRequest {
+                name: "canary-in-the-body".into(),
+                payload: b"canary-in-the-payload".to_vec(),
+                ..HelloRequest::default()
+            });
+            let canary = "canary-in-the-metadata".parse().unwrap();
+            request.metadata_mut().insert("authorization", canary);
+            let canary = tonic::metadata::MetadataValue::from_bytes(b"canary-in-binary");
+            request.metadata_mut().insert_bin("x-secret-bin", canary);
+            client.say_hello(request).await.unwrap();
+            tokio::time::timeout(PATIENCE, channel.close()).await.unwrap();
+        });
+    });
+    let text = String::from_utf8(captured.0.lock().unwrap().clone()).unwrap();
+    // Other crates log what they like at this level (h2 prints header names and values): ours is judged.
+    let ours: Vec<&str> = text.lines().filter(|l| l.contains(" equipoise")).collect();
+    let all = ours.join("\n");
+    assert!(all.contains("endpoint state") && all.contains("READY"), "{all}");
+    assert!(all.contains(&a.address.to_string()), "{all}");
+    assert!(all.contains("path=\"/equipoise.demo.v1.Greeter/SayHello\""), "{all}");
+    assert!(!all.contains("canary"), "{all}");
+}

@@ -1,0 +1,176 @@
+//! What one call can ask for: waiting, one certain endpoint, staying away from some.
+
+use equipoise::policy::RoundRobin;
+use equipoise::{Avoid, Channel, Endpoint, Override, WaitForReady};
+use tonic::{Code, Request};
+
+use crate::rig::greeter::proto::HelloRequest;
+use crate::rig::greeter::proto::greeter_client::GreeterClient;
+use crate::rig::greeter::{Options, Server};
+use crate::rig::holes;
+use crate::{client, endpoints, in_flight, quiet, server, until};
+
+fn with<T: Clone + Send + Sync + 'static>(extension: T) -> Request<HelloRequest> {
+    let mut request = Request::new(HelloRequest::default());
+    request.extensions_mut().insert(extension);
+    request
+}
+
+#[tokio::test]
+async fn strict_goes_there_or_nowhere() {
+    let (a, b) = (server("a"), server("b"));
+    let refused = holes::refused();
+    let list = [a.address, b.address, refused.address].map(Endpoint::from);
+    let channel = Channel::from_endpoints(list).connect().await.unwrap();
+    let mut client = GreeterClient::new(channel.clone());
+    for _ in 0..20 {
+        let request = with(Override::strict(b.address));
+        assert_eq!(client.say_hello(request).await.unwrap().into_inner().server, "b");
+    }
+    until("the refused one has failed", || {
+        channel.endpoints().iter().any(|e| e.why.is_some())
+    })
+    .await;
+    let status = client.say_hello(with(Override::strict(refused.address))).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+    assert!(status.message().contains(&refused.address.to_string()), "{status:?}");
+
+    let stranger: std::net::SocketAddr = "127.0.0.9:9".parse().unwrap();
+    let status = client.say_hello(with(Override::strict(stranger))).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+    assert!(status.message().contains("127.0.0.9:9, is not in the list"), "{status:?}");
+}
+
+#[tokio::test]
+async fn prefer_goes_there_or_elsewhere() {
+    let (a, b) = (server("a"), server("b"));
+    let (_channel, mut client) = client(&[&a, &b]).await;
+    for _ in 0..20 {
+        let request = with(Override::prefer(a.address));
+        assert_eq!(client.say_hello(request).await.unwrap().into_inner().server, "a");
+    }
+    let stranger: std::net::SocketAddr = "127.0.0.9:9".parse().unwrap();
+    client.say_hello(with(Override::prefer(stranger))).await.unwrap();
+}
+
+#[tokio::test]
+async fn avoid_stays_away_while_there_is_somebody_else() {
+    let (a, b) = (server("a"), server("b"));
+    for policy in 0..4 {
+        let builder = Channel::from_endpoints(endpoints(&[&a, &b]));
+        let builder = match policy {
+            0 => builder,
+            1 => builder.policy(RoundRobin::default()),
+            2 => builder.policy(equipoise::policy::Random::default()),
+            _ => builder.policy(equipoise::policy::LeastRequest::default()),
+        };
+        let channel = builder.connect().await.unwrap();
+        until("both are ready", || channel.endpoints().iter().all(|e| e.connections == 1)).await;
+        let mut client = GreeterClient::new(channel.clone());
+        for _ in 0..20 {
+            let request = with(Avoid(vec![a.address.into()]));
+            assert_eq!(client.say_hello(request).await.unwrap().into_inner().server, "b");
+        }
+        let request = with(Avoid(vec![a.address.into(), b.address.into()]));
+        client.say_hello(request).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn waiting_for_ready_outlasts_a_server_that_is_away() {
+    let away = holes::refused();
+    let channel = Channel::from_endpoints([Endpoint::from(away.address)])
+        .backoff(quick())
+        .build()
+        .unwrap();
+    let mut client = GreeterClient::new(channel.clone());
+    let impatient = client.say_hello(HelloRequest::default()).await.unwrap_err();
+    assert_eq!(impatient.code(), Code::Unavailable);
+    assert!(impatient.message().contains(&away.address.to_string()), "{impatient:?}");
+
+    let waiting = tokio::spawn(async move { client.say_hello(with(WaitForReady)).await });
+    until("it waits", || channel.waiting() == 1).await;
+    let address = away.address;
+    drop(away);
+    let _back = Server::start(Options {
+        listen: address,
+        ..Options::new("back")
+    });
+    assert_eq!(waiting.await.unwrap().unwrap().into_inner().server, "back");
+}
+
+fn quick() -> equipoise::balancer::Backoff {
+    let mut backoff = equipoise::balancer::Backoff::default();
+    backoff.base = std::time::Duration::from_millis(20);
+    backoff.cap = std::time::Duration::from_millis(100);
+    backoff
+}
+
+/// Two calls at a time, a hundred callers: nobody is refused, and the line is served in order.
+#[tokio::test]
+async fn those_who_wait_for_room_are_served_in_order() {
+    let a = Server::start(Options {
+        max_concurrent_streams: Some(1),
+        work: std::time::Duration::from_millis(2),
+        ..Options::new("a")
+    });
+    let (channel, client) = client(&[&a]).await;
+    let served = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let mut calls = Vec::new();
+    for id in 0..100usize {
+        let mut client = client.clone();
+        let served = served.clone();
+        calls.push(tokio::spawn(async move {
+            client.say_hello(HelloRequest::default()).await.unwrap();
+            served.lock().unwrap().push(id);
+        }));
+        until("it is in the line", || {
+            channel.waiting() as u32 + in_flight(&channel) + served_so_far(&channel) > id as u32
+        })
+        .await;
+    }
+    for call in calls {
+        call.await.unwrap();
+    }
+    let served = served.lock().unwrap();
+    assert!(served.is_sorted(), "{served:?}");
+    quiet(&channel).await;
+}
+
+fn served_so_far(channel: &Channel) -> u32 {
+    channel.endpoints()[0].outcome(Code::Ok) as u32
+}
+
+#[tokio::test]
+async fn the_line_has_an_end() {
+    let a = Server::start(Options {
+        max_concurrent_streams: Some(1),
+        ..Options::new("a")
+    });
+    let channel = Channel::from_endpoints(endpoints(&[&a])).queue_limit(2).connect().await.unwrap();
+    let client = GreeterClient::new(channel.clone());
+    let hold = |work_us| {
+        let mut client = client.clone();
+        tokio::spawn(async move {
+            let request = HelloRequest {
+                work_us,
+                ..HelloRequest::default()
+            };
+            client.say_hello(request).await
+        })
+    };
+    let first = hold(300_000);
+    until("the slot is taken", || in_flight(&channel) == 1).await;
+    let second = hold(0);
+    let third = hold(0);
+    until("two wait", || channel.waiting() == 2).await;
+    let status = hold(0).await.unwrap().unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+    assert!(status.message().starts_with("2 calls are waiting"), "{status:?}");
+    assert!(status.metadata().get("equipoise-attempts").is_some(), "marked as ours");
+    for call in [first, second, third] {
+        call.await.unwrap().unwrap();
+    }
+    let endpoint = &channel.endpoints()[0];
+    assert_eq!(endpoint.outcome(Code::ResourceExhausted), 0, "not held against the endpoint");
+}
