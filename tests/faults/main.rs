@@ -1,0 +1,3 @@
+//! Fault rows.
+#[path = "../rig/mod.rs"]
+mod rig;

@@ -1,0 +1,559 @@
+//! The demo service as a real tonic server, with the faults a test asks for.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use futures_util::{Stream, StreamExt, future, stream};
+use tokio::net::TcpListener;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use tonic::transport::server::TcpIncoming;
+use tonic::{Code, Request, Response, Status, Streaming};
+
+use super::ledger::{Entry, Writer};
+use super::timer;
+
+pub mod proto {
+    //! The generated code of the demo service.
+    tonic::include_proto!("equipoise.demo.v1");
+}
+
+use proto::greeter_server::{Greeter, GreeterServer};
+use proto::{CountdownRequest, GatherReply, HelloReply, HelloRequest};
+
+/// Where a server listens and how it behaves. The text form is what a child process is started with.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Options {
+    /// In each reply and in the ledger; without blanks and semicolons.
+    pub name: String,
+    /// Port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// What each call takes, on top of what it asks for.
+    pub work: Duration,
+    /// Calls in work at a time; further ones wait in order.
+    pub concurrency: Option<usize>,
+    /// The code of the calls that fail, and how many of 1,000 do, evenly spread. They take `work` too.
+    pub fail: Option<(Code, u64)>,
+    /// The pause before each message of a stream, on top of what the call asks for.
+    pub pace: Duration,
+    /// The SETTINGS of that name.
+    pub max_concurrent_streams: Option<u32>,
+    /// GOAWAY at this age of a connection.
+    pub max_connection_age: Option<Duration>,
+    /// Where to write what was executed.
+    pub ledger: Option<PathBuf>,
+}
+
+impl Options {
+    /// A quick and sound server on a free port of 127.0.0.1.
+    pub fn new(name: &str) -> Self {
+        Self {
+            name: name.into(),
+            listen: (Ipv4Addr::LOCALHOST, 0).into(),
+            work: Duration::ZERO,
+            concurrency: None,
+            fail: None,
+            pace: Duration::ZERO,
+            max_concurrent_streams: None,
+            max_connection_age: None,
+            ledger: None,
+        }
+    }
+
+    /// Three servers `b1`, `b2`, `b3` on 127.0.0.2, .3 and .4, each taking `work` for a call.
+    pub fn three(work: Duration) -> [Self; 3] {
+        [1, 2, 3].map(|n| {
+            let host = IpAddr::from([127, 0, 0, n + 1]);
+            Self {
+                work,
+                listen: (host, 0).into(),
+                ..Self::new(&format!("b{n}"))
+            }
+        })
+    }
+}
+
+impl fmt::Display for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            name,
+            listen,
+            work,
+            pace,
+            ..
+        } = self;
+        write!(
+            f,
+            "name={name};listen={listen};work={};pace={}",
+            work.as_nanos(),
+            pace.as_nanos()
+        )?;
+        if let Some(concurrency) = self.concurrency {
+            write!(f, ";concurrency={concurrency}")?;
+        }
+        if let Some((code, share)) = self.fail {
+            write!(f, ";fail={}/{share}", code as i32)?;
+        }
+        if let Some(streams) = self.max_concurrent_streams {
+            write!(f, ";streams={streams}")?;
+        }
+        if let Some(age) = self.max_connection_age {
+            write!(f, ";age={}", age.as_nanos())?;
+        }
+        if let Some(ledger) = &self.ledger {
+            write!(f, ";ledger={}", ledger.display())?;
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Options {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut options = Self::new("");
+        for field in text.split(';') {
+            options
+                .set(field)
+                .ok_or_else(|| format!("server option {field:?}: not understood"))?;
+        }
+        Ok(options)
+    }
+}
+
+impl Options {
+    fn set(&mut self, field: &str) -> Option<()> {
+        let (key, value) = field.split_once('=')?;
+        let nanos = || value.parse().ok().map(Duration::from_nanos);
+        match key {
+            "name" => self.name = value.into(),
+            "listen" => self.listen = value.parse().ok()?,
+            "work" => self.work = nanos()?,
+            "pace" => self.pace = nanos()?,
+            "concurrency" => self.concurrency = Some(value.parse().ok()?),
+            "fail" => {
+                let (code, share) = value.split_once('/')?;
+                self.fail = Some((Code::from(code.parse::<i32>().ok()?), share.parse().ok()?));
+            }
+            "streams" => self.max_concurrent_streams = Some(value.parse().ok()?),
+            "age" => self.max_connection_age = Some(nanos()?),
+            "ledger" => self.ledger = Some(value.into()),
+            _ => return None,
+        }
+        Some(())
+    }
+}
+
+/// A server inside the process of the test, on a thread and a runtime of its own, so that its tasks are
+/// not counted as the client's.
+#[derive(Debug)]
+pub struct Server {
+    pub address: SocketAddr,
+    ending: Option<oneshot::Sender<Ending>>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+enum Ending {
+    /// GOAWAY; streams finish.
+    Graceful,
+    /// Connections break where they are.
+    Abort,
+}
+
+impl Server {
+    /// Returns once the server listens.
+    pub fn start(options: Options) -> Self {
+        let (ending, ended) = oneshot::channel();
+        let (listening, address) = std::sync::mpsc::channel();
+        let serve = move || {
+            let runtime = runtime();
+            runtime.block_on(async {
+                let bound = Bound::bind(options).await;
+                listening.send(bound.address).expect("start waits for it");
+                let (drain, drained) = watch::channel(());
+                let serving = bound.serve(drained);
+                tokio::pin!(serving);
+                tokio::select! {
+                    () = &mut serving => return,
+                    ending = ended => match ending.unwrap_or(Ending::Abort) {
+                        Ending::Graceful => drop(drain),
+                        Ending::Abort => return,
+                    }
+                }
+                serving.await;
+            });
+            // Dropping the runtime drops the tasks of all connections.
+        };
+        let thread = thread::spawn(serve);
+        let address = address
+            .recv()
+            .expect("the server's thread binds its address");
+        Self {
+            address,
+            ending: Some(ending),
+            thread: Some(thread),
+        }
+    }
+
+    /// Says GOAWAY and waits until all streams have finished.
+    pub async fn shutdown(mut self) {
+        let thread = self.end(Ending::Graceful);
+        let joined = tokio::task::spawn_blocking(move || thread.map(thread::JoinHandle::join));
+        joined.await.expect("waiting does not panic");
+    }
+
+    /// Breaks all connections at once; dropping the server does the same.
+    pub fn abort(self) {}
+
+    fn end(&mut self, ending: Ending) -> Option<thread::JoinHandle<()>> {
+        if let Some(sender) = self.ending.take() {
+            // A server that has ended by itself needs no telling.
+            let _ = sender.send(ending);
+        }
+        self.thread.take()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(thread) = self.end(Ending::Abort) {
+            // A panic of the server has been printed by its own thread.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Stock tonic's way to a server, with the windows that this crate uses.
+pub fn tonic_endpoint(address: SocketAddr) -> tonic::transport::Endpoint {
+    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}"));
+    endpoint
+        .expect("an address is an authority")
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(16 << 20)
+}
+
+/// The runtime of servers: one thread, so that a bench can give it one core.
+pub(super) fn runtime() -> tokio::runtime::Runtime {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_all().build().expect("a runtime can be had")
+}
+
+/// A server that listens and does not answer yet.
+pub(super) struct Bound {
+    pub address: SocketAddr,
+    listener: TcpListener,
+    options: Options,
+}
+
+impl Bound {
+    pub async fn bind(options: Options) -> Self {
+        let listener = TcpListener::bind(options.listen).await;
+        let listener = listener.unwrap_or_else(|error| panic!("bind {}: {error}", options.listen));
+        let address = listener
+            .local_addr()
+            .expect("a bound socket has an address");
+        Self {
+            address,
+            listener,
+            options,
+        }
+    }
+
+    /// Serves until the sender of `drain` is gone, and then until the last stream has finished.
+    pub async fn serve(self, mut drain: watch::Receiver<()>) {
+        let Self {
+            listener, options, ..
+        } = self;
+        // 1 MiB and 16 MiB, as the client has them: uploads wait for the network alone.
+        let mut server = tonic::transport::Server::builder()
+            .initial_stream_window_size(1 << 20)
+            .initial_connection_window_size(16 << 20)
+            .max_concurrent_streams(options.max_concurrent_streams);
+        if let Some(age) = options.max_connection_age {
+            server = server.max_connection_age(age);
+        }
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let drained = async move { while drain.changed().await.is_ok() {} };
+        let service = GreeterServer::new(Service::new(options));
+        let served = server
+            .add_service(service)
+            .serve_with_incoming_shutdown(incoming, drained);
+        served
+            .await
+            .expect("serving an open listener does not fail");
+    }
+}
+
+struct Service {
+    options: Options,
+    permits: Option<Arc<Semaphore>>,
+    ledger: Option<Writer>,
+    calls: AtomicU64,
+}
+
+/// What a call holds until its end.
+struct Held {
+    entry: Option<Entry>,
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Held {
+    fn finish(&mut self, code: Code) {
+        if let Some(entry) = self.entry.take() {
+            entry.finish(code);
+        }
+    }
+}
+
+impl Service {
+    fn new(options: Options) -> Self {
+        let ledger = options.ledger.as_ref().map(|path| {
+            Writer::open(path, &options.name)
+                .unwrap_or_else(|error| panic!("ledger {}: {error}", path.display()))
+        });
+        let permits = options
+            .concurrency
+            .map(|permits| Arc::new(Semaphore::new(permits)));
+        Self {
+            options,
+            permits,
+            ledger,
+            calls: AtomicU64::new(0),
+        }
+    }
+
+    /// Takes a call: it is executed from here on, even while it waits for its turn.
+    async fn begin(
+        &self,
+        id: u64,
+        attempt: u32,
+        work: Duration,
+        code: u32,
+    ) -> Result<Held, Status> {
+        let entry = self.ledger.as_ref().map(|ledger| ledger.begin(id, attempt));
+        let permit = match &self.permits {
+            None => None,
+            Some(permits) => Some(
+                permits
+                    .clone()
+                    .acquire_owned()
+                    .await
+                    .expect("the semaphore stays open"),
+            ),
+        };
+        let mut held = Held {
+            entry,
+            _permit: permit,
+        };
+        timer::pause(self.options.work + work).await;
+        let code = match Code::from(code as i32) {
+            Code::Ok => self.fault(),
+            asked => asked,
+        };
+        if code == Code::Ok {
+            return Ok(held);
+        }
+        held.finish(code);
+        Err(Status::new(
+            code,
+            format!("{} was told to fail", self.options.name),
+        ))
+    }
+
+    fn fault(&self) -> Code {
+        let Some((code, share)) = self.options.fail else {
+            return Code::Ok;
+        };
+        // A counter on its own: nothing else is read in its order.
+        let call = self.calls.fetch_add(1, Ordering::Relaxed);
+        match (call + 1) * share / 1_000 > call * share / 1_000 {
+            true => code,
+            false => Code::Ok,
+        }
+    }
+
+    fn reply(&self, request: HelloRequest) -> HelloReply {
+        HelloReply {
+            id: request.id,
+            message: format!("hello {}", request.name),
+            server: self.options.name.clone(),
+            payload: if request.echo {
+                request.payload
+            } else {
+                Vec::new()
+            },
+        }
+    }
+}
+
+/// gRPC's own header for it counts from the first retry.
+fn attempt<T>(request: &Request<T>) -> u32 {
+    let previous = request.metadata().get("grpc-previous-rpc-attempts");
+    let previous = previous.and_then(|value| value.to_str().ok()?.parse::<u32>().ok());
+    previous.unwrap_or(0) + 1
+}
+
+type Replies = Pin<Box<dyn Stream<Item = Result<HelloReply, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Greeter for Service {
+    async fn say_hello(
+        &self,
+        request: Request<HelloRequest>,
+    ) -> Result<Response<HelloReply>, Status> {
+        let attempt = attempt(&request);
+        let request = request.into_inner();
+        let work = Duration::from_micros(request.work_us);
+        let mut held = self.begin(request.id, attempt, work, request.code).await?;
+        let reply = self.reply(request);
+        held.finish(Code::Ok);
+        Ok(Response::new(reply))
+    }
+
+    type CountdownStream = Replies;
+
+    async fn countdown(
+        &self,
+        request: Request<CountdownRequest>,
+    ) -> Result<Response<Replies>, Status> {
+        let attempt = attempt(&request);
+        let request = request.into_inner();
+        let held = self.begin(request.id, attempt, Duration::ZERO, 0).await?;
+        let pause = self.options.pace + Duration::from_micros(request.pause_us);
+        let reply = HelloReply {
+            id: request.id,
+            message: String::new(),
+            server: self.options.name.clone(),
+            payload: vec![b'.'; request.payload_bytes as usize],
+        };
+        let replies = stream::unfold((request.count, held), move |(left, mut held)| {
+            let reply = reply.clone();
+            async move {
+                if left == 0 {
+                    held.finish(Code::Ok);
+                    return None;
+                }
+                timer::pause(pause).await;
+                Some((Ok(reply), (left - 1, held)))
+            }
+        });
+        Ok(Response::new(Box::pin(replies)))
+    }
+
+    async fn gather(
+        &self,
+        request: Request<Streaming<HelloRequest>>,
+    ) -> Result<Response<GatherReply>, Status> {
+        let attempt = attempt(&request);
+        let mut requests = request.into_inner();
+        let first = requests.message().await?.unwrap_or_default();
+        let work = Duration::from_micros(first.work_us);
+        let mut held = self.begin(first.id, attempt, work, first.code).await?;
+        let mut reply = GatherReply {
+            messages: 1,
+            bytes: first.payload.len() as u64,
+            server: self.options.name.clone(),
+        };
+        while let Some(request) = requests.message().await? {
+            timer::pause(self.options.pace).await;
+            reply.messages += 1;
+            reply.bytes += request.payload.len() as u64;
+        }
+        held.finish(Code::Ok);
+        Ok(Response::new(reply))
+    }
+
+    type ChatStream = Replies;
+
+    async fn chat(
+        &self,
+        request: Request<Streaming<HelloRequest>>,
+    ) -> Result<Response<Replies>, Status> {
+        let attempt = attempt(&request);
+        let mut requests = request.into_inner();
+        let first = requests.message().await?.unwrap_or_default();
+        let work = Duration::from_micros(first.work_us);
+        let held = self.begin(first.id, attempt, work, first.code).await?;
+        let (server, pace) = (self.options.name.clone(), self.options.pace);
+        let requests = stream::once(future::ready(Ok(first))).chain(requests);
+        let replies = stream::unfold((requests, held), move |(mut requests, mut held)| {
+            let server = server.clone();
+            async move {
+                let request = match requests.next().await {
+                    Some(Ok(request)) => request,
+                    Some(Err(status)) => {
+                        held.finish(status.code());
+                        return Some((Err(status), (requests, held)));
+                    }
+                    None => {
+                        held.finish(Code::Ok);
+                        return None;
+                    }
+                };
+                timer::pause(pace).await;
+                let message = format!("hello {}", request.name);
+                let payload = if request.echo {
+                    request.payload
+                } else {
+                    Vec::new()
+                };
+                let reply = HelloReply {
+                    id: request.id,
+                    message,
+                    server,
+                    payload,
+                };
+                Some((Ok(reply), (requests, held)))
+            }
+        });
+        Ok(Response::new(Box::pin(replies)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_survive_the_way_to_a_child_process() {
+        let plain = Options::new("b1");
+        let full = Options {
+            listen: (Ipv4Addr::new(127, 0, 0, 3), 4_711).into(),
+            work: Duration::from_micros(1_500),
+            concurrency: Some(8),
+            fail: Some((Code::Unavailable, 250)),
+            pace: Duration::from_millis(3),
+            max_concurrent_streams: Some(10),
+            max_connection_age: Some(Duration::from_secs(1)),
+            ledger: Some("/tmp/a b".into()),
+            ..plain.clone()
+        };
+        for options in [plain, full] {
+            assert_eq!(options.to_string().parse(), Ok(options));
+        }
+        assert_eq!(
+            "work=fast".parse::<Options>(),
+            Err(r#"server option "work=fast": not understood"#.into())
+        );
+    }
+
+    #[test]
+    fn the_share_of_failures_is_exact() {
+        let fail = Some((Code::Internal, 250));
+        let service = Service::new(Options {
+            fail,
+            ..Options::new("b1")
+        });
+        let failed = (0..1_000)
+            .filter(|_| service.fault() == Code::Internal)
+            .count();
+        assert_eq!(failed, 250);
+    }
+}

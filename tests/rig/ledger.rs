@@ -1,0 +1,576 @@
+//! The ledger: what the client was told and what the servers did, joined call by call.
+//!
+//! A server writes a line when it takes a call and one before it answers, straight to the file: what it
+//! did stays known after `kill -9`. The client's part is the list of its [`Call`]s. [`audit`] joins both
+//! by the id that each call carries in its message; the rows of the fault matrix judge the [`Verdict`].
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use tonic::Code;
+
+use super::now;
+
+/// One call as the client saw it; times are those of [`now`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Call {
+    /// Unique in one scenario, and never 0.
+    pub id: u64,
+    /// When the schedule wanted it; latency counts from here, so that a late start is not forgotten.
+    pub due: Duration,
+    /// When the client was asked; the deadline counts from here.
+    pub start: Duration,
+    /// The deadline the client was given.
+    pub deadline: Option<Duration>,
+    /// `None`: the client never ended.
+    pub end: Option<End>,
+}
+
+/// How a call ended for the client.
+#[derive(Clone, Debug, PartialEq)]
+pub struct End {
+    pub at: Duration,
+    pub code: Code,
+    /// The name of the server in the answer; empty where there was none.
+    pub server: String,
+    /// The client says that no server ever saw the call.
+    pub not_sent: bool,
+    /// The text of the status; empty on success.
+    pub message: String,
+}
+
+/// One time a server took a call.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Execution {
+    pub id: u64,
+    /// 1, and one more for each retry that the client announced.
+    pub attempt: u32,
+    pub server: String,
+    pub start: Duration,
+    /// When the server answered and how; `None` if it died first. CANCELLED where the client left.
+    pub end: Option<(Duration, Code)>,
+}
+
+/// The servers' side: a file that any number of processes append to.
+#[derive(Clone, Debug)]
+pub struct Writer {
+    file: Arc<File>,
+    server: Arc<str>,
+    run: u32,
+    entries: Arc<AtomicU32>,
+}
+
+impl Writer {
+    /// Opens `path` for the lines of `server`, and makes it where it does not exist.
+    pub fn open(path: &Path, server: &str) -> io::Result<Self> {
+        let file = OpenOptions::new().append(true).create(true).open(path)?;
+        Ok(Self {
+            file: Arc::new(file),
+            server: server.into(),
+            run: std::process::id(),
+            entries: Arc::default(),
+        })
+    }
+
+    /// Writes that the server takes a call. Dropping the entry unfinished writes CANCELLED.
+    pub fn begin(&self, id: u64, attempt: u32) -> Entry {
+        // Only uniqueness is asked for, so nothing has to be ordered.
+        let number = self.entries.fetch_add(1, Ordering::Relaxed);
+        let key = format!("{} {}.{number}", self.server, self.run);
+        let entry = Entry {
+            file: self.file.clone(),
+            key,
+            open: true,
+        };
+        entry.write(format_args!(
+            "begin {} {id} {attempt} {}",
+            entry.key,
+            now().as_nanos()
+        ));
+        entry
+    }
+}
+
+/// A call that a server has taken and not answered yet.
+#[derive(Debug)]
+pub struct Entry {
+    file: Arc<File>,
+    key: String,
+    open: bool,
+}
+
+impl Entry {
+    /// Writes the answer; to be called before it is sent.
+    pub fn finish(mut self, code: Code) {
+        self.end(code);
+    }
+
+    fn end(&mut self, code: Code) {
+        self.open = false;
+        self.write(format_args!(
+            "end {} {} {}",
+            self.key,
+            now().as_nanos(),
+            code as i32
+        ));
+    }
+
+    /// One line in one write, so that lines of several processes never mix.
+    fn write(&self, line: fmt::Arguments<'_>) {
+        let line = format!("{line}\n");
+        (&*self.file)
+            .write_all(line.as_bytes())
+            .expect("the ledger's disk takes a line");
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        if self.open {
+            self.end(Code::Cancelled);
+        }
+    }
+}
+
+/// A ledger file of its own, gone with the value.
+#[derive(Debug)]
+pub struct Ledger {
+    path: PathBuf,
+}
+
+impl Ledger {
+    /// An empty ledger in the directory for temporary files.
+    pub fn create() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        // Only uniqueness is asked for, so nothing has to be ordered.
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("equipoise-ledger-{}-{number}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        File::create(&path).expect("the directory for temporary files takes one more");
+        Self { path }
+    }
+
+    /// For the options of the servers.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What the servers have written by now.
+    pub fn executions(&self) -> Vec<Execution> {
+        let text = std::fs::read_to_string(&self.path).expect("the ledger lives as long as we do");
+        read(&text)
+    }
+
+    /// Joins the client's part with what the servers have written by now.
+    pub fn audit(&self, calls: &[Call]) -> Verdict {
+        audit(calls, &self.executions())
+    }
+}
+
+impl Drop for Ledger {
+    fn drop(&mut self) {
+        // Nothing depends on it: the directory is for temporary files.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+fn read(text: &str) -> Vec<Execution> {
+    let mut executions = Vec::new();
+    let mut open = BTreeMap::new();
+    for line in text.lines() {
+        let fields: Vec<&str> = line.split(' ').collect();
+        let number = |field: &str| {
+            field
+                .parse::<u64>()
+                .unwrap_or_else(|_| panic!("ledger line {line:?}"))
+        };
+        let time = |field: &str| Duration::from_nanos(number(field));
+        match fields[..] {
+            ["begin", server, key, id, attempt, start] => {
+                open.insert((server, key), executions.len());
+                executions.push(Execution {
+                    id: number(id),
+                    attempt: number(attempt) as u32,
+                    server: server.into(),
+                    start: time(start),
+                    end: None,
+                });
+            }
+            ["end", server, key, end, code] => {
+                let index = open
+                    .remove(&(server, key))
+                    .unwrap_or_else(|| panic!("no begin of {line:?}"));
+                executions[index].end = Some((time(end), Code::from(number(code) as i32)));
+            }
+            _ => panic!("ledger line {line:?}"),
+        }
+    }
+    executions
+}
+
+/// What became of all calls.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Verdict {
+    pub calls: usize,
+    pub ok: usize,
+    /// Calls that ended with another code than OK.
+    pub failed: usize,
+    /// Calls that the client never ended.
+    pub lost: Vec<u64>,
+    /// Number of calls that no server, one, or more executed.
+    pub executed: [usize; 3],
+    /// The calls executed more than once.
+    pub repeated: Vec<u64>,
+    /// Executed although the client said that no server ever saw them.
+    pub belied: Vec<u64>,
+    /// The client got OK, but no server gave it.
+    pub invented: Vec<u64>,
+    /// Executed, but nobody made such a call.
+    pub unasked: Vec<u64>,
+    /// Codes the client got, by number.
+    pub codes: BTreeMap<i32, usize>,
+    /// Executions by server.
+    pub servers: BTreeMap<String, usize>,
+    /// How often the client announced a retry.
+    pub retries: usize,
+    /// From due to end, sorted; the calls that ended.
+    pub latencies: Vec<Duration>,
+    /// The longest that a call went on past its deadline.
+    pub overrun: Duration,
+    /// A text for each code, to be shown where a test fails.
+    pub messages: BTreeMap<i32, String>,
+}
+
+/// Joins what the client was told with what the servers did.
+pub fn audit(calls: &[Call], executions: &[Execution]) -> Verdict {
+    let mut verdict = Verdict {
+        calls: calls.len(),
+        ..Verdict::default()
+    };
+    let mut by_id: BTreeMap<u64, Vec<&Execution>> = BTreeMap::new();
+    for execution in executions {
+        by_id.entry(execution.id).or_default().push(execution);
+        *verdict.servers.entry(execution.server.clone()).or_default() += 1;
+        verdict.retries += usize::from(execution.attempt > 1);
+    }
+    for call in calls {
+        let executions = by_id.remove(&call.id).unwrap_or_default();
+        verdict.executed[executions.len().min(2)] += 1;
+        if executions.len() > 1 {
+            verdict.repeated.push(call.id);
+        }
+        match &call.end {
+            None => verdict.lost.push(call.id),
+            Some(end) => verdict.add_end(call, end, &executions),
+        }
+    }
+    verdict.unasked = by_id.into_keys().collect();
+    verdict.latencies.sort_unstable();
+    verdict
+}
+
+impl Verdict {
+    fn add_end(&mut self, call: &Call, end: &End, executions: &[&Execution]) {
+        *self.codes.entry(end.code as i32).or_default() += 1;
+        self.latencies.push(end.at.saturating_sub(call.due));
+        if let Some(deadline) = call.deadline {
+            self.overrun = self
+                .overrun
+                .max(end.at.saturating_sub(call.start + deadline));
+        }
+        if end.not_sent && !executions.is_empty() {
+            self.belied.push(call.id);
+        }
+        if end.code == Code::Ok {
+            self.ok += 1;
+            let given = |execution: &&Execution| matches!(execution.end, Some((_, Code::Ok)));
+            if !executions.iter().any(given) {
+                self.invented.push(call.id);
+            }
+        } else {
+            self.failed += 1;
+            self.messages
+                .entry(end.code as i32)
+                .or_insert_with(|| end.message.clone());
+        }
+    }
+
+    /// How many calls ended with `code`.
+    pub fn code(&self, code: Code) -> usize {
+        self.codes.get(&(code as i32)).copied().unwrap_or(0)
+    }
+
+    /// How many calls `server` executed.
+    pub fn server(&self, server: &str) -> usize {
+        self.servers.get(server).copied().unwrap_or(0)
+    }
+
+    /// The latency that a share of `quantile` of the calls stayed within; zero where none ended.
+    pub fn latency(&self, quantile: f64) -> Duration {
+        let rank = (quantile * self.latencies.len() as f64).ceil() as usize;
+        let index = rank.clamp(1, self.latencies.len().max(1)) - 1;
+        self.latencies.get(index).copied().unwrap_or_default()
+    }
+
+    /// The longest latency.
+    pub fn worst(&self) -> Duration {
+        self.latency(1.0)
+    }
+
+    /// What no scenario may show, whatever its faults: a lost call, or a ledger that tells another
+    /// story than the client.
+    #[track_caller]
+    pub fn assert_true(&self) {
+        assert!(
+            self.lost.is_empty(),
+            "the client never ended {:?}\n{self}",
+            self.lost
+        );
+        assert!(
+            self.belied.is_empty(),
+            "said not sent, but executed: {:?}\n{self}",
+            self.belied
+        );
+        assert!(
+            self.invented.is_empty(),
+            "OK without a server: {:?}\n{self}",
+            self.invented
+        );
+        assert!(
+            self.unasked.is_empty(),
+            "executed unasked: {:?}\n{self}",
+            self.unasked
+        );
+    }
+
+    /// That nobody noticed anything: all calls OK, each executed once.
+    #[track_caller]
+    pub fn assert_unnoticed(&self) {
+        self.assert_true();
+        assert_eq!(self.failed, 0, "calls failed\n{self}");
+        assert_eq!(
+            self.executed,
+            [0, self.calls, 0],
+            "not each call once\n{self}"
+        );
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [never, once, more] = self.executed;
+        writeln!(
+            f,
+            "calls {} ok {} failed {} lost {} · executed 0/1/2+ {never}/{once}/{more} · retries {} · belied {} \
+             · invented {} · unasked {}",
+            self.calls,
+            self.ok,
+            self.failed,
+            self.lost.len(),
+            self.retries,
+            self.belied.len(),
+            self.invented.len(),
+            self.unasked.len(),
+        )?;
+        for (code, count) in &self.codes {
+            let message = self.messages.get(code).map_or("", String::as_str);
+            writeln!(f, "  {:?} × {count} {message}", Code::from(*code))?;
+        }
+        write!(
+            f,
+            "  servers {:?} · p50 {:?} p99 {:?} p99.9 {:?} worst {:?} · overrun {:?}",
+            self.servers,
+            self.latency(0.5),
+            self.latency(0.99),
+            self.latency(0.999),
+            self.worst(),
+            self.overrun,
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    fn call(id: u64, start: u64, end: u64, code: Code) -> Call {
+        let not_sent = false;
+        let (server, message) = ("b1".to_string(), format!("{code:?}"));
+        let end = Some(End {
+            at: ms(end),
+            code,
+            server,
+            not_sent,
+            message,
+        });
+        Call {
+            id,
+            due: ms(start),
+            start: ms(start),
+            deadline: Some(ms(1_000)),
+            end,
+        }
+    }
+
+    /// Hand-written lines, with times in milliseconds.
+    fn ledger(lines: &[&str]) -> Vec<Execution> {
+        let mut text = String::new();
+        for line in lines {
+            let mut fields: Vec<String> = line.split(' ').map(str::to_string).collect();
+            let time = match fields[0].as_str() {
+                "begin" => 5,
+                _ => 3,
+            };
+            fields[time].push_str("000000");
+            text.push_str(&fields.join(" "));
+            text.push('\n');
+        }
+        read(&text)
+    }
+
+    #[test]
+    fn a_healthy_ledger_has_nothing_to_say() {
+        let calls = [call(1, 10, 15, Code::Ok), call(2, 11, 20, Code::Ok)];
+        let lines = [
+            "begin b1 7.0 1 1 11",
+            "begin b2 8.0 2 1 12",
+            "end b1 7.0 14 0",
+            "end b2 8.0 19 0",
+        ];
+        let verdict = audit(&calls, &ledger(&lines));
+        verdict.assert_unnoticed();
+        assert_eq!(verdict.latencies, [ms(5), ms(9)]);
+        assert_eq!((verdict.latency(0.5), verdict.worst()), (ms(5), ms(9)));
+        assert_eq!((verdict.server("b1"), verdict.server("b2")), (1, 1));
+        assert_eq!((verdict.overrun, verdict.retries), (ms(0), 0));
+    }
+
+    #[test]
+    fn a_lost_call_is_found() {
+        let mut lost = call(3, 10, 15, Code::Ok);
+        lost.end = None;
+        let verdict = audit(&[lost], &ledger(&["begin b1 7.0 3 1 11"]));
+        assert_eq!((verdict.lost, verdict.ok, verdict.failed), (vec![3], 0, 0));
+        assert_eq!(verdict.executed, [0, 1, 0]);
+    }
+
+    #[test]
+    fn a_failed_call_is_counted_by_its_code() {
+        let verdict = audit(&[call(1, 0, 5, Code::Unavailable)], &[]);
+        assert_eq!((verdict.failed, verdict.code(Code::Unavailable)), (1, 1));
+        assert_eq!(verdict.executed, [1, 0, 0]);
+        assert!(
+            verdict.to_string().contains("Unavailable × 1 Unavailable"),
+            "{verdict}"
+        );
+    }
+
+    #[test]
+    fn a_call_executed_twice_is_found_whether_announced_or_not() {
+        for attempt in [1, 2] {
+            let second = format!("begin b2 8.0 1 {attempt} 12");
+            let lines = ["begin b1 7.0 1 1 11", &second, "end b2 8.0 14 0"];
+            let verdict = audit(&[call(1, 10, 15, Code::Ok)], &ledger(&lines));
+            assert_eq!(
+                (verdict.executed, &verdict.repeated[..]),
+                ([0, 0, 1], &[1][..])
+            );
+            assert_eq!(verdict.retries, attempt - 1);
+        }
+    }
+
+    #[test]
+    fn the_same_server_executing_twice_is_found_across_a_restart() {
+        let lines = [
+            "begin b1 7.0 1 1 11",
+            "begin b1 9.0 1 1 12",
+            "end b1 9.0 14 0",
+        ];
+        let executions = ledger(&lines);
+        assert_eq!(
+            (executions[0].end, executions[1].end),
+            (None, Some((ms(14), Code::Ok)))
+        );
+        assert_eq!(
+            audit(&[call(1, 10, 15, Code::Ok)], &executions).executed,
+            [0, 0, 1]
+        );
+    }
+
+    #[test]
+    fn not_sent_but_executed_is_found_and_not_sent_alone_is_not() {
+        let mut call = call(1, 0, 5, Code::Unavailable);
+        call.end.as_mut().expect("it ended").not_sent = true;
+        assert!(audit(&[call.clone()], &[]).belied.is_empty());
+        let verdict = audit(&[call], &ledger(&["begin b1 7.0 1 1 6"]));
+        assert_eq!(verdict.belied, [1]);
+    }
+
+    #[test]
+    fn ok_needs_a_server_that_said_ok() {
+        let ok = [call(1, 0, 5, Code::Ok)];
+        assert_eq!(audit(&ok, &[]).invented, [1]);
+        assert_eq!(audit(&ok, &ledger(&["begin b1 7.0 1 1 1"])).invented, [1]);
+        let failed = ["begin b1 7.0 1 1 1", "end b1 7.0 2 14"];
+        assert_eq!(audit(&ok, &ledger(&failed)).invented, [1]);
+    }
+
+    #[test]
+    fn an_execution_nobody_asked_for_is_found() {
+        let verdict = audit(&[], &ledger(&["begin b1 7.0 9 1 1", "end b1 7.0 2 0"]));
+        assert_eq!((verdict.unasked, verdict.executed), (vec![9], [0, 0, 0]));
+    }
+
+    #[test]
+    fn latency_counts_from_the_schedule_and_overrun_from_the_start() {
+        let mut late = call(1, 0, 1_130, Code::DeadlineExceeded);
+        late.start = ms(100);
+        let verdict = audit(&[late, call(2, 0, 900, Code::Ok)], &[]);
+        assert_eq!((verdict.worst(), verdict.overrun), (ms(1_130), ms(30)));
+    }
+
+    #[test]
+    #[should_panic(expected = "executed unasked")]
+    fn the_assertion_fails_on_a_defect() {
+        audit(&[], &ledger(&["begin b1 7.0 9 1 1"])).assert_true();
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        crate::rig::clean::alone(async { write_and_read() });
+    }
+
+    fn write_and_read() {
+        let ledger = Ledger::create();
+        let writer = Writer::open(ledger.path(), "b1").expect("the file is there");
+        writer.begin(1, 1).finish(Code::Ok);
+        drop(writer.begin(2, 3));
+        std::mem::forget(writer.begin(3, 1));
+        let executions = ledger.executions();
+        let seen: Vec<_> = executions
+            .iter()
+            .map(|e| (e.id, e.attempt, e.end.map(|(_, code)| code)))
+            .collect();
+        let expected = [
+            (1, 1, Some(Code::Ok)),
+            (2, 3, Some(Code::Cancelled)),
+            (3, 1, None),
+        ];
+        assert_eq!(seen, expected);
+        assert!(
+            executions
+                .iter()
+                .all(|e| e.server == "b1" && e.start <= now())
+        );
+    }
+}

@@ -1,0 +1,286 @@
+//! Servers as a real child process, so that they can be killed, frozen and pinned to a core.
+//!
+//! The binary runs itself again with an environment variable that says what to serve: a test binary as
+//! its own test [`server_process`], a bench by calling [`serve_if_asked`] first thing in `main`.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::SocketAddr;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
+use rustix::thread::{CpuSet, sched_setaffinity};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{oneshot, watch};
+
+use super::greeter::{Bound, Options, runtime};
+
+/// The options of the servers, one on each line.
+const SERVE: &str = "EQUIPOISE_RIG_SERVER";
+/// The core to run on.
+const CORE: &str = "EQUIPOISE_RIG_CORE";
+
+/// A child process with one or more servers; killed and reaped when dropped.
+#[derive(Debug)]
+pub struct ServerProcess {
+    /// Where the servers listen, in the order of their options.
+    pub addresses: Vec<SocketAddr>,
+    child: Child,
+}
+
+impl ServerProcess {
+    /// One server; returns once it listens.
+    pub fn start(options: &Options) -> Self {
+        Self::start_all(std::slice::from_ref(options), None)
+    }
+
+    /// Several servers in one process, on `core` alone where one is given.
+    pub fn start_all(options: &[Options], core: Option<usize>) -> Self {
+        let binary = std::env::current_exe().expect("a running binary knows its path");
+        // Without the name of the crate, as the harness wants it. A bench ignores the arguments.
+        let test = concat!(module_path!(), "::server_process");
+        let test = test.split_once("::").map_or(test, |(_, test)| test);
+        let options: Vec<String> = options.iter().map(Options::to_string).collect();
+        let mut command = Command::new(binary);
+        command.args([test, "--exact", "--nocapture"]);
+        command.env(SERVE, options.join("\n"));
+        if let Some(core) = core {
+            command.env(CORE, core.to_string());
+        }
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let child = command.spawn().expect("the binary runs once more");
+        let mut process = Self {
+            addresses: Vec::new(),
+            child,
+        };
+        process.addresses = process.listening();
+        assert_eq!(
+            process.addresses.len(),
+            options.len(),
+            "the server process died at its start"
+        );
+        process
+    }
+
+    /// Reads up to the line that says all servers listen; the harness writes lines of its own.
+    fn listening(&mut self) -> Vec<SocketAddr> {
+        let stdout = self.child.stdout.as_mut().expect("it was asked for");
+        let mut addresses = Vec::new();
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            if let Some(address) = line.strip_prefix("LISTENING ") {
+                addresses.push(address.parse().expect("the child writes an address"));
+            }
+            if line == "SERVING" {
+                break;
+            }
+        }
+        addresses
+    }
+
+    /// The address of the first server.
+    pub fn address(&self) -> SocketAddr {
+        self.addresses[0]
+    }
+
+    /// The number of the process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// `kill -9`, and waits until it is gone: its sockets are closed.
+    pub fn kill(mut self) {
+        self.reap();
+    }
+
+    /// SIGSTOP, and waits until it has stopped: the kernel still takes connections for it.
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+        let stopped = waitid(WaitId::Pid(self.raw()), WaitIdOptions::STOPPED);
+        stopped.expect("a child of ours stops");
+    }
+
+    /// SIGCONT.
+    pub fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    /// SIGTERM: GOAWAY, streams finish, and the process ends. [`ended`](Self::ended) waits for it.
+    pub fn terminate(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    /// Waits until the process has ended by itself.
+    pub async fn ended(mut self) -> ExitStatus {
+        let (pid, (end, ended)) = (self.raw(), oneshot::channel());
+        // The thread only watches: should the wait be given up, the child is still ours to kill, and the
+        // thread ends with it.
+        thread::spawn(move || {
+            let _ = end.send(waitid(
+                WaitId::Pid(pid),
+                WaitIdOptions::EXITED | WaitIdOptions::NOWAIT,
+            ));
+        });
+        ended
+            .await
+            .expect("the watching thread answers")
+            .expect("it is our child");
+        self.child.wait().expect("it is our child")
+    }
+
+    fn raw(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(self.raw(), signal).expect("a child that is not reaped takes signals");
+    }
+
+    fn reap(&mut self) {
+        // Both fail only where the child has been reaped already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for ServerProcess {
+    fn drop(&mut self) {
+        self.reap();
+    }
+}
+
+/// What the child runs; in the parent's own list of tests it returns at once.
+#[cfg(test)]
+#[test]
+fn server_process() {
+    serve_if_asked();
+}
+
+/// Serves until told to end and returns true, where this process was started to serve.
+pub fn serve_if_asked() -> bool {
+    let Ok(options) = std::env::var(SERVE) else {
+        return false;
+    };
+    if let Ok(core) = std::env::var(CORE) {
+        let core = core.parse().expect("the parent writes a number");
+        pin(core).expect("the parent chose a core it may use");
+    }
+    end_with_parent();
+    let options = options
+        .lines()
+        .map(|line| line.parse().expect("the parent writes options"));
+    runtime().block_on(serve(options.collect()));
+    true
+}
+
+async fn serve(options: Vec<Options>) {
+    let mut terminate = signal(SignalKind::terminate()).expect("SIGTERM can be handled");
+    let (drain, drained) = watch::channel(());
+    let mut stdout = std::io::stdout();
+    let mut servers = tokio::task::JoinSet::new();
+    for options in options {
+        let bound = Bound::bind(options).await;
+        // The harness may have begun a line of its own.
+        writeln!(stdout, "\nLISTENING {}", bound.address).expect("the parent reads");
+        servers.spawn(bound.serve(drained.clone()));
+    }
+    writeln!(stdout, "SERVING").expect("the parent reads");
+    drop(drained);
+    terminate.recv().await;
+    drop(drain);
+    servers.join_all().await;
+}
+
+/// The parent holds the other end of stdin; however it ends, the child goes too.
+fn end_with_parent() {
+    thread::spawn(|| {
+        let mut byte = [0];
+        while std::io::stdin().read(&mut byte).is_ok_and(|read| read > 0) {}
+        std::process::exit(0);
+    });
+}
+
+/// Keeps the current thread, and those it starts from now on, on one core.
+pub fn pin(core: usize) -> std::io::Result<()> {
+    let mut cores = CpuSet::new();
+    cores.set(core);
+    Ok(sched_setaffinity(None, &cores)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::rig::clean::{Footprint, alone};
+    use crate::rig::greeter::proto::greeter_client::GreeterClient;
+    use crate::rig::greeter::proto::{CountdownRequest, HelloRequest};
+    use crate::rig::greeter::tonic_endpoint;
+
+    #[test]
+    fn a_process_serves_freezes_thaws_and_finishes_its_streams() {
+        alone(whole_life());
+    }
+
+    async fn whole_life() {
+        let before = Footprint::take();
+        let process = ServerProcess::start(&Options::new("b1"));
+        let channel = tonic_endpoint(process.address())
+            .connect()
+            .await
+            .expect("it listens");
+        let mut client = GreeterClient::new(channel);
+        let reply = client
+            .say_hello(HelloRequest::default())
+            .await
+            .expect("it serves");
+        assert_eq!(reply.into_inner().server, "b1");
+
+        process.freeze();
+        let call = client.say_hello(HelloRequest::default());
+        let frozen = tokio::time::timeout(Duration::from_millis(100), call).await;
+        assert!(frozen.is_err(), "a stopped process answered: {frozen:?}");
+        process.thaw();
+        client
+            .say_hello(HelloRequest::default())
+            .await
+            .expect("it goes on");
+
+        let request = CountdownRequest {
+            count: 50,
+            pause_us: 2_000,
+            ..Default::default()
+        };
+        let mut stream = client
+            .countdown(request)
+            .await
+            .expect("it serves")
+            .into_inner();
+        process.terminate();
+        let mut messages = 0;
+        while stream.message().await.expect("streams finish").is_some() {
+            messages += 1;
+        }
+        assert_eq!(messages, 50);
+        assert!(process.ended().await.success());
+        drop((client, stream));
+        before
+            .restored(Duration::from_secs(5))
+            .await
+            .expect("nothing is left");
+    }
+
+    #[test]
+    fn a_killed_process_refuses_and_its_port_can_be_taken_again() {
+        alone(kill_and_restart());
+    }
+
+    async fn kill_and_restart() {
+        let mut options = Options::new("b1");
+        let process = ServerProcess::start(&options);
+        options.listen = process.address();
+        process.kill();
+        let refused = std::net::TcpStream::connect(options.listen).expect_err("nobody listens");
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+        assert_eq!(ServerProcess::start(&options).address(), options.listen);
+    }
+}
