@@ -16,8 +16,21 @@ use tonic::Status;
 use crate::endpoint::{Address, Endpoint};
 use crate::error::ConnectError;
 
+mod body;
+mod call;
+mod dial;
+mod driver;
+mod failure;
+mod http2;
+mod keepalive;
+mod link;
+mod meter;
+mod pump;
 mod slots;
+mod wear;
 
+pub use body::ResponseBody;
+pub use http2::{Http2Connection, Http2Connector, Http2Options};
 pub use slots::{Slot, Slots};
 
 /// Dials one address.

@@ -52,7 +52,11 @@ impl Slots {
                 Ordering::Relaxed,
                 Ordering::Relaxed,
             ) {
-                Ok(_) => return Some(Slot { slots: self.clone() }),
+                Ok(_) => {
+                    return Some(Slot {
+                        slots: self.clone(),
+                    });
+                }
                 Err(seen) => word = seen,
             }
         }

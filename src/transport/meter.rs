@@ -1,0 +1,137 @@
+//! Counts the bytes of a socket, and notes how it ended before h2 can turn that into "broken pipe".
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::Traffic;
+use super::link::Link;
+use crate::error::ConnectError;
+
+/// Bytes of one connection so far.
+#[derive(Debug, Default)]
+pub(super) struct Meter {
+    sent: AtomicU64,
+    received: AtomicU64,
+}
+
+impl Meter {
+    // Relaxed throughout: only the connection's task writes them. A call that compares two readings of
+    // `sent` learns of its failure through h2's mutex, which orders the write before that.
+
+    pub(super) fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn traffic(&self) -> Traffic {
+        Traffic {
+            sent: self.sent(),
+            received: self.received(),
+        }
+    }
+}
+
+/// A socket with its bytes counted.
+pub(super) struct Metered<T> {
+    io: T,
+    link: Arc<Link>,
+}
+
+impl<T> Metered<T> {
+    pub(super) fn new(io: T, link: Arc<Link>) -> Self {
+        Self { io, link }
+    }
+
+    fn wrote(&self, bytes: usize) {
+        let sent = &self.link.meter.sent;
+        sent.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    fn failed(&self, doing: &str, error: &io::Error) {
+        self.link.lose(|| {
+            let message = format!("{}: {doing}", self.link.address);
+            // The error itself goes to h2; its number or its kind and text are all there is to keep.
+            let copy = match error.raw_os_error() {
+                Some(number) => io::Error::from_raw_os_error(number),
+                None => io::Error::new(error.kind(), error.to_string()),
+            };
+            ConnectError::with_source(message, copy)
+        });
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Metered<T> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        let room = buf.remaining() > 0;
+        let result = ready!(Pin::new(&mut this.io).poll_read(cx, buf));
+        match &result {
+            Ok(()) => {
+                let bytes = buf.filled().len() - before;
+                if bytes == 0 && room {
+                    this.link
+                        .lose(|| this.link.error("the server closed the connection"));
+                }
+                let received = &this.link.meter.received;
+                received.fetch_add(bytes as u64, Ordering::Relaxed);
+            }
+            Err(error) => this.failed("read", error),
+        }
+        Poll::Ready(result)
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Metered<T> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let result = ready!(Pin::new(&mut this.io).poll_write(cx, buf));
+        match &result {
+            Ok(bytes) => this.wrote(*bytes),
+            Err(error) => this.failed("write", error),
+        }
+        Poll::Ready(result)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let result = ready!(Pin::new(&mut this.io).poll_write_vectored(cx, bufs));
+        match &result {
+            Ok(bytes) => this.wrote(*bytes),
+            Err(error) => this.failed("write", error),
+        }
+        Poll::Ready(result)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+    }
+}
