@@ -1,6 +1,6 @@
 //! x
 
-mod balancer;
+pub mod balancer;
 mod channel;
 mod clock;
 mod endpoint;
