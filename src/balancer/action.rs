@@ -1,0 +1,220 @@
+//! The balancer's words: what it is told to heed, what it asks for, what it tells.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::backoff::Backoff;
+use crate::endpoint::{Address, Connectivity, Endpoint, EndpointId};
+use crate::error::{ConnectError, Error, ResolveError};
+use crate::load::Load;
+use crate::policy::Picker;
+use crate::timestamp::Timestamp;
+
+/// What a balancer heeds.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// How long to wait after failed attempts.
+    pub backoff: Backoff,
+    /// New connections per second, over all endpoints; a tenth of that may go at once. Default 200, so
+    /// that a large fleet's restart is no connection storm; at least 1.
+    pub connect_rate: u32,
+    /// How many endpoints are used; the rest of a longer list is left out and counted. Default 10,000;
+    /// at least 1. Bounds what a broken resolver can cost.
+    pub max_endpoints: usize,
+    /// How long one address of an endpoint is tried before the next joins in. Default 250 ms, RFC 8305's
+    /// Connection Attempt Delay; at least 10 ms, its lower bound.
+    pub stagger: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            backoff: Backoff::default(),
+            connect_rate: 200,
+            max_endpoints: 10_000,
+            stagger: Duration::from_millis(250),
+        }
+    }
+}
+
+impl Config {
+    /// Whether the balancer can work with these.
+    ///
+    /// # Errors
+    ///
+    /// Names the first value out of its range, and the range.
+    pub fn validate(&self) -> Result<(), Error> {
+        self.backoff.validate()?;
+        if self.connect_rate == 0 {
+            return Err(Error::config(
+                "connect rate 0 must be at least 1 per second",
+            ));
+        }
+        if self.max_endpoints == 0 {
+            return Err(Error::config("max endpoints 0 must be at least 1"));
+        }
+        if self.stagger < Duration::from_millis(10) {
+            return Err(Error::config(format!(
+                "stagger {:?} must be at least 10ms",
+                self.stagger
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// One dial; the connection that comes of it keeps the name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AttemptId(pub(super) u64);
+
+/// What is to be done.
+#[derive(Clone, Debug)]
+pub enum Action {
+    /// Make a seat for this endpoint or, when it has one, note its new weight. Always before the first
+    /// [`Publish`](Self::Publish) whose picker names it.
+    Open {
+        /// Whose seat.
+        id: EndpointId,
+        /// What the resolver said of it.
+        endpoint: Arc<Endpoint>,
+        /// Its live facts: calls begin and end here.
+        load: Arc<Load>,
+    },
+    /// Dial, and say how it went by [`handle_connected`](super::Balancer::handle_connected) or
+    /// [`handle_connect_failed`](super::Balancer::handle_connect_failed).
+    Connect {
+        /// The name of the dial.
+        attempt: AttemptId,
+        /// For whom.
+        id: EndpointId,
+        /// What the resolver said of it.
+        endpoint: Arc<Endpoint>,
+        /// Where to.
+        address: Address,
+    },
+    /// Drop this dial; nobody needs it.
+    Abandon {
+        /// The name of the dial.
+        attempt: AttemptId,
+    },
+    /// This connection has been replaced: it takes no new calls, and those under way finish.
+    Retire {
+        /// The name of the connection.
+        connection: AttemptId,
+    },
+    /// This endpoint has left: after the next [`Publish`](Self::Publish) no pick names it. Its connections
+    /// finish what they carry until the drain deadline.
+    Close {
+        /// Who left.
+        id: EndpointId,
+    },
+    /// From now on calls are answered by this picker.
+    Publish(Publication),
+    /// Ask the resolver to look again: a connection was lost, or an endpoint used up its addresses.
+    Resolve,
+}
+
+/// What calls go by until the next one.
+#[derive(Clone, Debug)]
+pub struct Publication {
+    /// Answers the calls.
+    pub picker: Arc<dyn Picker>,
+    /// The state of the whole.
+    pub state: Connectivity,
+    /// The last failure in words, for calls that fail for lack of an endpoint.
+    pub why: Option<Arc<str>>,
+}
+
+/// What has happened, for those who watch.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// An endpoint's effective state changed.
+    Endpoint {
+        /// Whose.
+        id: EndpointId,
+        /// What the resolver said of it.
+        endpoint: Arc<Endpoint>,
+        /// Its state before.
+        from: Connectivity,
+        /// Its state now.
+        to: Connectivity,
+        /// The failure or loss behind it, where there was one.
+        why: Option<ConnectError>,
+    },
+    /// The state of the whole changed.
+    Channel {
+        /// Before.
+        from: Connectivity,
+        /// Now.
+        to: Connectivity,
+    },
+    /// The resolver gave a list.
+    Resolved {
+        /// Endpoints in use.
+        endpoints: usize,
+        /// Endpoints that are new.
+        added: usize,
+        /// Endpoints that have left.
+        removed: usize,
+        /// Mentions of an endpoint after its first, which are not used.
+        duplicates: usize,
+        /// Endpoints left out for [`Config::max_endpoints`].
+        over_limit: usize,
+    },
+    /// The resolver has no answer just now; the last good list stays in use.
+    ResolveFailed(ResolveError),
+}
+
+/// One endpoint as it stands.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    /// Its name in this channel.
+    pub id: EndpointId,
+    /// What the resolver said of it.
+    pub endpoint: &'a Arc<Endpoint>,
+    /// Its live facts.
+    pub load: &'a Arc<Load>,
+    /// Its effective state.
+    pub state: Connectivity,
+    /// Since when it is in that state.
+    pub since: Timestamp,
+    /// What last went wrong with it; kept after it has recovered.
+    pub why: Option<&'a ConnectError>,
+    /// How many connections take its calls.
+    pub connections: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bad_config_names_value_and_rule() {
+        assert!(Config::default().validate().is_ok());
+        let broken = |change: fn(&mut Config)| {
+            let mut config = Config::default();
+            change(&mut config);
+            config.validate().unwrap_err().to_string()
+        };
+        for (error, text) in [
+            (
+                broken(|c| c.connect_rate = 0),
+                "connect rate 0 must be at least 1",
+            ),
+            (
+                broken(|c| c.max_endpoints = 0),
+                "max endpoints 0 must be at least 1",
+            ),
+            (
+                broken(|c| c.stagger = Duration::from_millis(9)),
+                "stagger 9ms must be at least 10ms",
+            ),
+            (
+                broken(|c| c.backoff.multiplier = 0.0),
+                "multiplier 0 must be",
+            ),
+        ] {
+            assert!(error.contains(text), "{error}");
+        }
+    }
+}

@@ -1,0 +1,556 @@
+//! Which endpoints are in play?
+//!
+//! A [`Balancer`] is a value without I/O that holds every decision about membership and connections:
+//! which endpoints there are, which of them to dial, at which address and when, what state they are in,
+//! and which picker answers the calls. Its methods come in three kinds:
+//!
+//! * `handle_*` takes news: a list, a connection made or lost, a deadline reached;
+//! * `poll_*` gives what follows: [`poll_action`](Balancer::poll_action) the work, until it says `None`,
+//!   after *every* `handle_*`; [`poll_event`](Balancer::poll_event) what there is to tell;
+//!   [`poll_timeout`](Balancer::poll_timeout), after those, when [`handle_timeout`](Balancer::handle_timeout)
+//!   is due;
+//! * plain nouns are getters.
+//!
+//! Time is an argument and must not go backwards. Several pieces of news may be handed in before the work
+//! is drained; what follows from them is then computed once.
+//!
+//! Before the first list there is no publication at all: the state is CONNECTING, and calls wait.
+
+mod action;
+mod backoff;
+mod connectivity;
+mod pace;
+mod table;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use action::{Action, AttemptId, Config, Event, Publication, View};
+pub use backoff::Backoff;
+
+use crate::endpoint::{Connectivity, Endpoint, EndpointId};
+use crate::error::{ConnectError, ResolveError};
+use crate::load::Cells;
+use crate::policy::{Connect, Member, Picker, Policy};
+use crate::rng::Rng;
+use crate::timestamp::Timestamp;
+
+use connectivity::{Around, Effects, News};
+use pace::Pace;
+use table::Table;
+
+/// Publications for news that can wait are this far apart: a thousand endpoints that become ready one
+/// after the other are then a few pickers and not a thousand.
+const COALESCE: Duration = Duration::from_millis(5);
+
+/// The brain of one channel.
+#[derive(Debug)]
+pub struct Balancer {
+    config: Config,
+    policy: Box<dyn Policy>,
+    rng: Rng,
+    cells: Cells,
+    table: Table,
+    /// Whom each dial and each connection belongs to.
+    attempts: BTreeMap<AttemptId, EndpointId>,
+    next_attempt: u64,
+    deadlines: BTreeSet<(Timestamp, EndpointId)>,
+    pace: Pace,
+    tally: Tally,
+    /// Endpoints that became ready since the last publication.
+    joining: Vec<EndpointId>,
+    resolved: Resolved,
+    stale: Stale,
+    published: Option<(Timestamp, Arc<dyn Picker>)>,
+    state: Connectivity,
+    why: Option<Arc<str>>,
+    look_again: bool,
+    actions: VecDeque<Action>,
+    events: VecDeque<Event>,
+}
+
+/// What the resolver has said so far.
+#[derive(Debug, PartialEq)]
+enum Resolved {
+    Nothing,
+    Failure,
+    List,
+}
+
+/// In how far the last publication is out of date.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Stale {
+    No,
+    /// Only the words for calls that fail.
+    Words,
+    /// Something a policy can see.
+    Members,
+    /// Something that calls must not go on with.
+    Urgent,
+}
+
+/// How many endpoints are in each state.
+#[derive(Debug, Default)]
+struct Tally {
+    idle: usize,
+    connecting: usize,
+    ready: usize,
+    failed: usize,
+}
+
+impl Tally {
+    fn count(&mut self, state: Connectivity) -> &mut usize {
+        match state {
+            Connectivity::Idle => &mut self.idle,
+            Connectivity::Connecting => &mut self.connecting,
+            Connectivity::Ready => &mut self.ready,
+            // Endpoints are never SHUTDOWN.
+            Connectivity::TransientFailure | Connectivity::Shutdown => &mut self.failed,
+        }
+    }
+
+    /// gRPC's rule for policies over many endpoints (A48, A58).
+    fn aggregate(&self) -> Connectivity {
+        if self.ready > 0 {
+            Connectivity::Ready
+        } else if self.connecting + self.idle > 0 {
+            Connectivity::Connecting
+        } else {
+            Connectivity::TransientFailure
+        }
+    }
+}
+
+impl Balancer {
+    /// A balancer with no endpoints. What chance decides follows from `seed`.
+    ///
+    /// `config` is taken as it is: [`Config::validate`] says whether it makes sense.
+    pub fn new(config: Config, policy: Box<dyn Policy>, seed: u64) -> Self {
+        let mut rng = Rng::new(seed);
+        Self {
+            cells: Cells::new(policy.scoring()),
+            table: Table::new(config.max_endpoints, rng.word()),
+            pace: Pace::new(config.connect_rate),
+            config,
+            policy,
+            rng,
+            attempts: BTreeMap::new(),
+            next_attempt: 0,
+            deadlines: BTreeSet::new(),
+            tally: Tally::default(),
+            joining: Vec::new(),
+            resolved: Resolved::Nothing,
+            stale: Stale::No,
+            published: None,
+            state: Connectivity::Connecting,
+            why: None,
+            look_again: false,
+            actions: VecDeque::new(),
+            events: VecDeque::new(),
+        }
+    }
+
+    /// The resolver gave a complete list, or has no answer.
+    ///
+    /// An empty list means that there is nobody. An error leaves the last list in use; before the first
+    /// list it makes calls fail rather than wait.
+    pub fn handle_resolution(
+        &mut self,
+        found: Result<Vec<Endpoint>, ResolveError>,
+        now: Timestamp,
+    ) {
+        let list = match found {
+            Ok(list) => list,
+            Err(error) => {
+                if self.resolved != Resolved::List {
+                    self.resolved = Resolved::Failure;
+                    self.explain(error.to_string());
+                    self.stale = self.stale.max(Stale::Members);
+                }
+                self.events.push_back(Event::ResolveFailed(error));
+                return;
+            }
+        };
+        let first = self.resolved != Resolved::List;
+        self.resolved = Resolved::List;
+        if list.is_empty() {
+            self.explain("the resolver found no endpoints".into());
+        }
+        let change = self.table.replace(list, &mut self.cells, now);
+        if first || !change.opened.is_empty() {
+            self.stale = self.stale.max(Stale::Members);
+        }
+        for row in &change.closed {
+            self.stale = Stale::Urgent;
+            *self.tally.count(row.state) -= 1;
+            if let Some(at) = row.deadline {
+                self.deadlines.remove(&(at, row.id));
+            }
+            for connection in row.link.live() {
+                self.attempts.remove(&connection);
+            }
+            for &attempt in row.link.under_way() {
+                self.attempts.remove(&attempt);
+                self.actions.push_back(Action::Abandon { attempt });
+            }
+            self.actions.push_back(Action::Close { id: row.id });
+        }
+        if !change.closed.is_empty() {
+            let table = &self.table;
+            self.pace.retain(|id| table.contains(id));
+        }
+        self.tally.idle += change.added;
+        for &id in &change.opened {
+            if let Some(row) = self.table.get_mut(id) {
+                self.actions.push_back(Action::Open {
+                    id,
+                    endpoint: row.endpoint.clone(),
+                    load: row.load.clone(),
+                });
+            }
+        }
+        self.events.push_back(Event::Resolved {
+            endpoints: self.table.len(),
+            added: change.added,
+            removed: change.closed.len(),
+            duplicates: change.duplicates,
+            over_limit: change.over_limit,
+        });
+    }
+
+    /// A dial gave a connection that takes calls. `false`: nobody wants it any more, drop it.
+    #[must_use = "a connection nobody wants must be dropped"]
+    pub fn handle_connected(&mut self, attempt: AttemptId, now: Timestamp) -> bool {
+        let Some(&id) = self.attempts.get(&attempt) else {
+            return false;
+        };
+        self.tell(id, News::Connected(attempt), now);
+        true
+    }
+
+    /// A dial gave nothing, or not within the connect budget.
+    pub fn handle_connect_failed(&mut self, attempt: AttemptId, why: ConnectError, now: Timestamp) {
+        if let Some(&id) = self.attempts.get(&attempt) {
+            self.tell(id, News::Failed(attempt, why), now);
+        }
+    }
+
+    /// A connection still takes calls and should be replaced: another is made before it is retired.
+    pub fn handle_worn(&mut self, connection: AttemptId, now: Timestamp) {
+        if let Some(&id) = self.attempts.get(&connection) {
+            self.tell(id, News::Worn(connection), now);
+        }
+    }
+
+    /// A connection takes no more calls: it drains or it is gone. News of a connection that was lost,
+    /// replaced or removed before is ignored.
+    pub fn handle_lost(&mut self, connection: AttemptId, why: ConnectError, now: Timestamp) {
+        if let Some(&id) = self.attempts.get(&connection) {
+            self.tell(id, News::Lost(connection, why), now);
+        }
+    }
+
+    /// A pick asked for a connection to this endpoint. It is dialled once, at the earliest when its
+    /// backoff allows.
+    pub fn handle_wanted(&mut self, id: EndpointId, now: Timestamp) {
+        self.tell(id, News::Asked, now);
+    }
+
+    /// A deadline has passed.
+    pub fn handle_timeout(&mut self, now: Timestamp) {
+        while let Some(&(at, id)) = self.deadlines.first()
+            && at <= now
+        {
+            self.deadlines.pop_first();
+            if let Some(row) = self.table.get_mut(id) {
+                row.deadline = None;
+            }
+            self.tell(id, News::Tick, now);
+        }
+    }
+
+    /// The next thing to do, in the order it is to be done.
+    pub fn poll_action(&mut self, now: Timestamp) -> Option<Action> {
+        if self.actions.is_empty() {
+            self.publish(now);
+            self.dial(now);
+            if std::mem::take(&mut self.look_again) {
+                self.actions.push_back(Action::Resolve);
+            }
+        }
+        self.actions.pop_front()
+    }
+
+    /// The next thing that has happened.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) is due.
+    pub fn poll_timeout(&self) -> Option<Timestamp> {
+        let deadline = self.deadlines.first().map(|&(at, _)| at);
+        let publication = self.publication_due();
+        let timers = [deadline, publication, self.pace.next_turn()];
+        timers.into_iter().flatten().min()
+    }
+
+    /// The state of the whole: READY when some endpoint is, else CONNECTING when some endpoint may soon
+    /// be, else TRANSIENT_FAILURE.
+    pub fn state(&self) -> Connectivity {
+        self.state
+    }
+
+    /// Every endpoint, in a stable order.
+    pub fn endpoints(&self) -> impl Iterator<Item = View<'_>> {
+        self.table.rows().map(|row| View {
+            id: row.id,
+            endpoint: &row.endpoint,
+            load: &row.load,
+            state: row.state,
+            since: row.since,
+            why: row.link.why(),
+            connections: row.link.connections(),
+        })
+    }
+
+    /// Hands one piece of news to one endpoint, and takes note of what follows.
+    fn tell(&mut self, id: EndpointId, news: News, now: Timestamp) {
+        let Some(row) = self.table.get_mut(id) else {
+            return;
+        };
+        let around = Around {
+            endpoint: &row.endpoint,
+            backoff: &self.config.backoff,
+            now,
+            rng: &mut self.rng,
+        };
+        let ended = match &news {
+            News::Failed(attempt, _) | News::Lost(attempt, _) => Some(*attempt),
+            _ => None,
+        };
+        let Effects {
+            abandon,
+            retire,
+            join_line,
+            resolve,
+        } = row.link.handle(news, around);
+        if let Some(attempt) = ended.filter(|&attempt| !row.link.holds(attempt)) {
+            self.attempts.remove(&attempt);
+        }
+        for attempt in abandon {
+            self.attempts.remove(&attempt);
+            self.actions.push_back(Action::Abandon { attempt });
+        }
+        for connection in retire {
+            self.attempts.remove(&connection);
+            self.actions.push_back(Action::Retire { connection });
+        }
+        // One place in line is enough, also for a pass that was called off and wanted again.
+        if join_line && !std::mem::replace(&mut row.in_line, true) {
+            self.pace.queue(id);
+        }
+        self.look_again |= resolve;
+        self.enter_deadline(id);
+        self.note_state(id, resolve, now);
+    }
+
+    /// Keeps the list of deadlines true for one endpoint.
+    fn enter_deadline(&mut self, id: EndpointId) {
+        let Some(row) = self.table.get_mut(id) else {
+            return;
+        };
+        let deadline = row.link.deadline();
+        if deadline == row.deadline {
+            return;
+        }
+        if let Some(at) = std::mem::replace(&mut row.deadline, deadline) {
+            self.deadlines.remove(&(at, id));
+        }
+        if let Some(at) = deadline {
+            self.deadlines.insert((at, id));
+        }
+    }
+
+    /// Notices that an endpoint's effective state has changed. `failure`: by a failure or a loss.
+    fn note_state(&mut self, id: EndpointId, failure: bool, now: Timestamp) {
+        let Some(row) = self.table.get_mut(id) else {
+            return;
+        };
+        let (from, to) = (row.state, row.link.state());
+        let why = row.link.why().filter(|_| failure);
+        let words = why.map(|why| format!("endpoint {}: {why}", row.endpoint.address()));
+        if from != to {
+            *self.tally.count(from) -= 1;
+            *self.tally.count(to) += 1;
+            row.state = to;
+            row.since = now;
+            self.events.push_back(Event::Endpoint {
+                id,
+                endpoint: row.endpoint.clone(),
+                from,
+                to,
+                why: why.cloned(),
+            });
+            let urgency = match from {
+                Connectivity::Ready => Stale::Urgent,
+                _ => Stale::Members,
+            };
+            self.stale = self.stale.max(urgency);
+            if to == Connectivity::Ready {
+                self.joining.push(id);
+            }
+        }
+        if let Some(words) = words {
+            self.explain(words);
+        }
+    }
+
+    /// Notes the words for calls that fail from now on.
+    fn explain(&mut self, words: String) {
+        if self.why.as_deref() == Some(&*words) {
+            return;
+        }
+        self.why = Some(words.into());
+        if self.state == Connectivity::TransientFailure {
+            self.stale = self.stale.max(Stale::Words);
+        }
+    }
+
+    /// The state of the whole as it should be published.
+    fn aggregate(&self) -> Connectivity {
+        match self.resolved {
+            Resolved::Nothing => Connectivity::Connecting,
+            Resolved::Failure | Resolved::List => self.tally.aggregate(),
+        }
+    }
+
+    /// When the next publication is due; nothing when the last one still holds.
+    fn publication_due(&self) -> Option<Timestamp> {
+        let (last, _) = match (&self.published, self.stale) {
+            (_, Stale::No) => return None,
+            (None, _) | (_, Stale::Urgent) => return Some(Timestamp::ZERO),
+            (Some(published), Stale::Words | Stale::Members) => published,
+        };
+        match self.aggregate() == self.state {
+            true => Some(*last + COALESCE),
+            false => Some(Timestamp::ZERO),
+        }
+    }
+
+    /// Publishes if it is time to.
+    fn publish(&mut self, now: Timestamp) {
+        if self.publication_due().is_none_or(|due| due > now) {
+            return;
+        }
+        let last = self.published.take().map(|(_, picker)| picker);
+        let picker = match (last, self.stale) {
+            (Some(picker), Stale::Words) => {
+                self.stale = Stale::No;
+                picker
+            }
+            _ => {
+                self.stale = Stale::No;
+                self.decide(now)
+            }
+        };
+        self.published = Some((now, picker.clone()));
+        let (from, to) = (self.state, self.aggregate());
+        if from != to {
+            self.state = to;
+            self.events.push_back(Event::Channel { from, to });
+        }
+        self.actions.push_back(Action::Publish(Publication {
+            picker,
+            state: to,
+            why: self.why.clone(),
+        }));
+    }
+
+    /// Asks the policy, and does its wish.
+    fn decide(&mut self, now: Timestamp) -> Arc<dyn Picker> {
+        self.welcome(now);
+        let members: Vec<Member> = self
+            .table
+            .rows()
+            .map(|row| Member {
+                id: row.id,
+                state: row.state,
+                weight: row.endpoint.weight(),
+                load: row.load.clone(),
+            })
+            .collect();
+        let decision = self.policy.update(&members, now, &mut self.rng);
+        let wanted: Option<BTreeSet<EndpointId>> = match decision.connect {
+            Connect::All => None,
+            Connect::Only(ids) => Some(ids.into_iter().collect()),
+        };
+        let changed: Vec<(EndpointId, bool)> = self
+            .table
+            .rows()
+            .map(|row| (row, wanted.as_ref().is_none_or(|ids| ids.contains(&row.id))))
+            .filter(|(row, wanted)| row.link.is_wanted() != *wanted)
+            .map(|(row, wanted)| (row.id, wanted))
+            .collect();
+        for (id, wanted) in changed {
+            self.tell(id, News::Wanted(wanted), now);
+        }
+        decision.picker
+    }
+
+    /// Lets endpoints that became ready start at the median of the others, so that they are neither
+    /// flooded nor shunned for want of a past.
+    fn welcome(&mut self, now: Timestamp) {
+        if self.joining.is_empty() {
+            return;
+        }
+        let mut joining = std::mem::take(&mut self.joining);
+        joining.sort_unstable();
+        let median = self.median(&joining);
+        for id in joining {
+            if let Some(row) = self.table.get_mut(id) {
+                row.load.join(median, now);
+            }
+        }
+    }
+
+    /// The median latency of the ready endpoints beside `joining`, which is sorted.
+    fn median(&self, joining: &[EndpointId]) -> Option<Duration> {
+        let others = self.table.rows().filter(|row| {
+            row.state == Connectivity::Ready && joining.binary_search(&row.id).is_err()
+        });
+        let mut known: Vec<Duration> = others.filter_map(|row| row.load.latency().ewma).collect();
+        let middle = known.len() / 2;
+        match known.is_empty() {
+            true => None,
+            false => Some(*known.select_nth_unstable(middle).1),
+        }
+    }
+
+    /// Lets those in line dial, as far as the connect rate allows.
+    fn dial(&mut self, now: Timestamp) {
+        while let Some(id) = self.pace.pop(now) {
+            let Some(row) = self.table.get_mut(id) else {
+                continue;
+            };
+            row.in_line = false;
+            let attempt = AttemptId(self.next_attempt);
+            let Some(address) = row.link.take_turn(attempt, self.config.stagger, now) else {
+                continue;
+            };
+            self.next_attempt += 1;
+            self.pace.spend(now);
+            self.attempts.insert(attempt, id);
+            self.actions.push_back(Action::Connect {
+                attempt,
+                id,
+                endpoint: row.endpoint.clone(),
+                address,
+            });
+            self.enter_deadline(id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
