@@ -7,11 +7,13 @@
 #![allow(dead_code, unreachable_pub)]
 
 pub mod clean;
+pub mod delay;
 pub mod greeter;
 pub mod holes;
 pub mod ledger;
 pub mod load;
 pub mod process;
+pub mod rivals;
 pub mod timer;
 
 use std::time::Duration;
