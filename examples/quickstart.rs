@@ -79,6 +79,7 @@ async fn show(length: Duration) -> Result<bool, Box<dyn std::error::Error + Send
     for millis in [1, 1, 3, 10, 2] {
         servers.push(Server::start(Duration::from_millis(millis)).await?);
     }
+    let mut stop = servers[2].stop.take();
     let endpoints = |of: &[usize]| -> Vec<Endpoint> {
         of.iter().map(|&i| Endpoint::from(servers[i].address)).collect()
     };
@@ -97,7 +98,6 @@ async fn show(length: Duration) -> Result<bool, Box<dyn std::error::Error + Send
         .collect();
 
     let mut screen = Screen::new();
-    let mut stop = Some(servers[2].stop.take());
     let mut steps = vec![
         (0.75, "server 5 joins the list", endpoints(&[1, 2, 3, 4])),
         (0.25, "server 1 leaves the list", endpoints(&[1, 2, 3])),
@@ -113,7 +113,7 @@ async fn show(length: Duration) -> Result<bool, Box<dyn std::error::Error + Send
             headline = what.to_owned();
         }
         if passed >= 0.5
-            && let Some(Some(stop)) = stop.take()
+            && let Some(stop) = stop.take()
         {
             // As a deployment does it: finish what you have, take no more, and be gone.
             let _ = stop.send(());

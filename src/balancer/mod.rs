@@ -514,17 +514,12 @@ impl Balancer {
         }
     }
 
-    /// The median latency of the ready endpoints beside `joining`, which is sorted.
-    fn median(&self, joining: &[EndpointId]) -> Option<Duration> {
+    /// The median estimate of the ready endpoints beside `joining`, which is sorted.
+    fn median(&self, joining: &[EndpointId]) -> Option<crate::load::Estimate> {
         let others = self.table.rows().filter(|row| {
             row.state == Connectivity::Ready && joining.binary_search(&row.id).is_err()
         });
-        let mut known: Vec<Duration> = others.filter_map(|row| row.load.latency().ewma).collect();
-        let middle = known.len() / 2;
-        match known.is_empty() {
-            true => None,
-            false => Some(*known.select_nth_unstable(middle).1),
-        }
+        crate::load::median(others.map(|row| &*row.load))
     }
 
     /// Lets those in line dial, as far as the connect rate allows.

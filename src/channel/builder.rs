@@ -51,7 +51,8 @@ pub struct Builder<K> {
     resolver: Option<Arc<dyn Resolver>>,
     policy: MakePolicy,
     settings: Settings,
-    http2: Http2Options,
+    authority: Option<String>,
+    keepalive: Option<(Duration, Duration)>,
     kind: PhantomData<fn() -> K>,
 }
 
@@ -99,7 +100,8 @@ impl<K> Builder<K> {
             resolver: None,
             policy: Arc::new(|| Box::new(Adaptive::default())),
             settings: Settings::default(),
-            http2: Http2Options::default(),
+            authority: None,
+            keepalive: None,
             kind: PhantomData,
         }
     }
@@ -201,15 +203,15 @@ impl Builder<Channel> {
     /// The name the calls go under (`:authority`), such as `greeter.prod.svc`. Default: the address of the
     /// endpoint that takes the call, `localhost` on a Unix socket.
     pub fn authority(mut self, authority: impl Into<String>) -> Self {
-        self.http2 = self.http2.with_authority(authority);
+        self.authority = Some(authority.into());
         self
     }
 
     /// When to ask a silent server whether it is still there: after `interval` without a byte while a call is
-    /// open, giving it `timeout` to answer. Default 10 s and 20 s. From 10 ms to 1 h each; servers in grpc-go
-    /// answer pings more frequent than every 5 min with GOAWAY when they come without calls, which these do not.
+    /// open, giving it `timeout` to answer. Default 10 s and 20 s; see
+    /// [`Http2Options::with_keepalive`].
     pub fn keepalive(mut self, interval: Duration, timeout: Duration) -> Self {
-        self.http2 = self.http2.with_keepalive(interval, timeout);
+        self.keepalive = Some((interval, timeout));
         self
     }
 
@@ -219,9 +221,14 @@ impl Builder<Channel> {
     ///
     /// When a setting is out of its range or no resolver knows the target; the error names value and rule.
     pub fn build(mut self) -> Result<Channel, Error> {
-        let http2 = std::mem::take(&mut self.http2);
-        let connector = Http2Connector::new(http2)?;
-        Ok(self.plan()?.channel(connector))
+        let mut options = Http2Options::default();
+        if let Some(authority) = self.authority.take() {
+            options = options.with_authority(&authority)?;
+        }
+        if let Some((interval, timeout)) = self.keepalive {
+            options = options.with_keepalive(interval, timeout)?;
+        }
+        Ok(self.plan()?.channel(Http2Connector::new(options)))
     }
 
     /// Makes the channel and waits until it is READY.

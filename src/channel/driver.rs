@@ -18,7 +18,7 @@ use crate::endpoint::{Address, Connectivity, Endpoint, EndpointId};
 use crate::error::{ConnectError, ResolveError};
 use crate::resolver::{Hints, Update};
 use crate::timestamp::Timestamp;
-use crate::transport::{Abort, Condition, Connection, Connector};
+use crate::transport::{Condition, Connection, Connector, Control};
 
 use super::service::{Command, Core};
 use super::snapshot::{Live, Seat, Seats, Snapshot};
@@ -56,7 +56,7 @@ pub(super) struct Driver<C: Connector> {
 /// A connection from its first call to its last byte.
 struct Known<N> {
     seat: Arc<Seat<N>>,
-    abort: Arc<dyn Abort>,
+    control: Arc<dyn Control>,
     lost: bool,
 }
 
@@ -200,22 +200,22 @@ impl<C: Connector> Driver<C> {
         }
         let waiters = self.core.waiters.clone();
         connection.slots().on_freed(move || waiters.freed());
+        let control = connection.control();
         self.connections.insert(
             attempt,
             Known {
                 seat: seat.clone(),
-                abort: connection.abort_handle(),
+                control: control.clone(),
                 lost: false,
             },
         );
         let mut condition = connection.condition();
-        let meter = connection.meter();
         seat.add(
             Arc::new(Live {
                 id: attempt,
                 connection,
             }),
-            meter,
+            control,
         );
         // What happened before this moment counts too.
         condition.mark_changed();
@@ -342,7 +342,7 @@ impl<C: Connector> Driver<C> {
             self.cut_offs.pop_first();
             if let Some(known) = self.connections.get(&id) {
                 let drain = self.limits.drain;
-                known.abort.abort(&format!("drain deadline of {drain:?} passed"));
+                known.control.abort(&format!("drain deadline of {drain:?} passed"));
             }
         }
     }

@@ -12,7 +12,7 @@ use crate::error::ConnectError;
 use crate::load::Load;
 use crate::policy::Picker;
 use crate::timestamp::Timestamp;
-use crate::transport::{Connection, Meter, Slot, Traffic};
+use crate::transport::{Connection, Control, Slot, Traffic};
 
 /// One published decision. A call loads it once per pick and keeps none of it.
 pub(super) struct Snapshot<N> {
@@ -93,21 +93,20 @@ pub(super) struct Seat<N> {
 }
 
 /// The slow-changing facts of a seat, for people to look at.
-#[derive(Debug)]
 pub(super) struct Notes {
     pub(super) state: Connectivity,
     pub(super) since: Timestamp,
     pub(super) last_error: Option<ConnectError>,
     past: Traffic,
-    meters: Vec<(AttemptId, Arc<Meter>)>,
+    open: Vec<(AttemptId, Arc<dyn Control>)>,
 }
 
 impl Notes {
     /// Bytes of all connections there are and were.
     pub(super) fn traffic(&self) -> Traffic {
-        self.meters
+        self.open
             .iter()
-            .fold(self.past, |sum, (_, meter)| sum + meter.traffic())
+            .fold(self.past, |sum, (_, control)| sum + control.traffic())
     }
 }
 
@@ -137,7 +136,7 @@ impl<N> Seat<N> {
                 since: now,
                 last_error: None,
                 past: Traffic::default(),
-                meters: Vec::new(),
+                open: Vec::new(),
             }),
         }
     }
@@ -162,8 +161,8 @@ impl<N> Seat<N> {
     }
 
     /// Takes a new connection into use.
-    pub(super) fn add(&self, live: Arc<Live<N>>, meter: Arc<Meter>) {
-        self.notes().meters.push((live.id, meter));
+    pub(super) fn add(&self, live: Arc<Live<N>>, control: Arc<dyn Control>) {
+        self.notes().open.push((live.id, control));
         let mut connections = Vec::clone(&self.connections.load());
         connections.push(live);
         self.connections.store(Arc::new(connections));
@@ -184,9 +183,9 @@ impl<N> Seat<N> {
     /// Keeps the byte counts of a connection that is closed for good.
     pub(super) fn settle(&self, id: AttemptId) {
         let mut notes = self.notes();
-        if let Some(at) = notes.meters.iter().position(|(m, _)| *m == id) {
-            let (_, meter) = notes.meters.swap_remove(at);
-            notes.past = notes.past + meter.traffic();
+        if let Some(at) = notes.open.iter().position(|(open, _)| *open == id) {
+            let (_, control) = notes.open.swap_remove(at);
+            notes.past = notes.past + control.traffic();
         }
     }
 }

@@ -46,6 +46,7 @@ impl<N> InFlight<N> {
     fn first_message(&mut self) {
         if self.first.is_none() {
             self.first = Some(self.clock.now());
+            self.seat.load.spoke();
         }
     }
 

@@ -19,7 +19,7 @@ use super::keepalive::Keepalive;
 use super::link::{Link, Order};
 use super::meter::Metered;
 use super::wear::{RESETS_KEPT, RESETS_REMEMBERED};
-use super::{CallError, Condition, Connection, Connector, Outgoing, Slot, Slots, Traffic, call};
+use super::{CallError, Condition, Connection, Connector, Control, Outgoing, Slot, Slots, call};
 use crate::endpoint::{Address, Endpoint};
 use crate::error::{ConnectError, Error};
 
@@ -243,14 +243,8 @@ impl Connection for Http2Connection {
         self.link.condition()
     }
 
-    fn traffic(&self) -> Traffic {
-        self.link.meter.traffic()
-    }
-
-    fn abort(&self, reason: &str) {
-        self.link.lose(|| self.link.error(reason));
-        self.link.slots.set_limit(0);
-        self.link.tell(Order::Abort);
+    fn control(&self) -> Arc<dyn Control> {
+        self.link.clone()
     }
 }
 

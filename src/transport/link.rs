@@ -8,7 +8,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::meter::Meter;
-use super::{Condition, Slots};
+use super::{Condition, Control, Slots, Traffic};
 use crate::endpoint::Address;
 use crate::error::ConnectError;
 
@@ -106,7 +106,7 @@ impl Link {
                 return false;
             }
             if rank(&next) >= 2 {
-                self.slots.set_limit(0);
+                self.slots.close();
             }
             *now = next;
             true
@@ -152,6 +152,18 @@ impl Link {
     /// A ping was sent.
     pub(super) fn count_ping(&self) {
         self.pings.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Control for Link {
+    fn traffic(&self) -> Traffic {
+        self.meter.traffic()
+    }
+
+    fn abort(&self, reason: &str) {
+        self.lose(|| self.error(reason));
+        self.slots.close();
+        self.tell(Order::Abort);
     }
 }
 

@@ -70,15 +70,15 @@ pub trait Connection: Send + Sync + 'static {
     /// What has become of it. Changes are seen here at once, whether or not calls are made.
     fn condition(&self) -> watch::Receiver<Condition>;
 
-    /// Bytes written and read since it was made.
-    fn meter(&self) -> Arc<Meter>;
-
-    /// A way to end it at once that does not keep it open.
-    fn abort_handle(&self) -> Arc<dyn Abort>;
+    /// What its owner keeps of it for as long as it exists, without keeping it open.
+    fn control(&self) -> Arc<dyn Control>;
 }
 
-/// Ends a connection at once.
-pub trait Abort: Send + Sync {
+/// A hold on a connection that outlives its use for calls.
+pub trait Control: Send + Sync {
+    /// Bytes written and read since it was made.
+    fn traffic(&self) -> Traffic;
+
     /// Ends every call still on the connection with UNAVAILABLE and this reason, and closes it.
     fn abort(&self, reason: &str);
 }
@@ -104,6 +104,17 @@ pub struct Traffic {
     pub sent: u64,
     /// Bytes read.
     pub received: u64,
+}
+
+impl std::ops::Add for Traffic {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            sent: self.sent + other.sent,
+            received: self.received + other.received,
+        }
+    }
 }
 
 /// A request on its way out, in a form that can be sent again as long as that is possible.

@@ -4,7 +4,7 @@
 //! here first, and the slot comes back only when h2 has let go of the stream.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// The slots of one connection.
@@ -12,6 +12,7 @@ pub struct Slots {
     // open calls in the low half, limit in the high half: one word, so that a change of the limit and
     // a reservation cannot cross.
     word: AtomicU64,
+    closed: AtomicBool,
     freed: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
@@ -22,6 +23,7 @@ impl Slots {
     pub fn new(limit: u32) -> Arc<Self> {
         Arc::new(Self {
             word: AtomicU64::new(u64::from(limit) << 32),
+            closed: AtomicBool::new(false),
             freed: OnceLock::new(),
         })
     }
@@ -77,6 +79,19 @@ impl Slots {
         if limit > before {
             self.tell();
         }
+    }
+
+    /// Takes no more calls, for good: the connection drains or is gone.
+    pub fn close(&self) {
+        // Relaxed: whoever sees a limit of 0 without this takes the connection for full, waits, and is woken
+        // by the snapshot that leaves it out.
+        self.closed.store(true, Ordering::Relaxed);
+        self.set_limit(0);
+    }
+
+    /// Whether it takes calls at all, be it full just now.
+    pub fn is_open(&self) -> bool {
+        !self.closed.load(Ordering::Relaxed)
     }
 
     /// Calls under way.

@@ -106,7 +106,11 @@ async fn an_upload_that_never_ends() {
 
 #[tokio::test]
 async fn dropped_at_every_single_poll() {
-    let a = server("a");
+    // A pause before each reply, so that a call takes several polls.
+    let a = Server::start(Options {
+        pace: std::time::Duration::from_millis(1),
+        ..Options::new("a")
+    });
     let (channel, client) = client(&[&a]).await;
     // Poll k times, then drop; a call that finished earlier ends the series.
     for k in 0..100 {

@@ -48,10 +48,17 @@ async fn every_figure_of_every_endpoint() {
             .find(|e| e.address.to_string() == address.to_string())
             .expect("listed")
     };
+    let ends: Vec<(u64, u64)> = seen
+        .iter()
+        .map(|e| (e.outcome(Code::Ok), e.outcome(Code::NotFound)))
+        .collect();
+    let sum = ends.iter().fold((0, 0), |sum, end| (sum.0 + end.0, sum.1 + end.1));
+    assert_eq!(sum, (80, 20));
     for address in [a.address, b.address] {
         let endpoint = of(address);
-        assert_eq!(endpoint.picks, 50);
-        assert_eq!((endpoint.outcome(Code::Ok), endpoint.outcome(Code::NotFound)), (40, 10));
+        // In turn, but for the moment between one endpoint's joining and the other's.
+        assert!(endpoint.picks.abs_diff(50) <= 10, "{endpoint:?}");
+        assert_eq!(endpoint.outcome(Code::Ok) + endpoint.outcome(Code::NotFound), endpoint.picks);
         assert_eq!((endpoint.cancelled, endpoint.refused, endpoint.in_flight), (0, 0, 0));
         assert_eq!(endpoint.connections, 1);
         assert!(endpoint.traffic.sent > 50_000 && endpoint.traffic.received > 40_000, "{endpoint:?}");

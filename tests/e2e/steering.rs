@@ -65,11 +65,19 @@ async fn avoid_stays_away_while_there_is_somebody_else() {
             _ => builder.policy(equipoise::policy::LeastRequest::default()),
         };
         let channel = builder.connect().await.unwrap();
-        until("both are ready", || channel.endpoints().iter().all(|e| e.connections == 1)).await;
         let mut client = GreeterClient::new(channel.clone());
+        let mut served = String::new();
+        let end = std::time::Instant::now() + crate::PATIENCE;
+        // The second endpoint joins the picker a moment after the first.
+        while served != "b" {
+            let request = with(Avoid(vec![a.address.into()]));
+            served = client.say_hello(request).await.unwrap().into_inner().server;
+            assert!(std::time::Instant::now() < end, "policy {policy}");
+        }
         for _ in 0..20 {
             let request = with(Avoid(vec![a.address.into()]));
-            assert_eq!(client.say_hello(request).await.unwrap().into_inner().server, "b");
+            let reply = client.say_hello(request).await.unwrap().into_inner();
+            assert_eq!(reply.server, "b", "policy {policy}");
         }
         let request = with(Avoid(vec![a.address.into(), b.address.into()]));
         client.say_hello(request).await.unwrap();

@@ -33,14 +33,15 @@ async fn two_thousand_endpoints() {
         channel.endpoints().iter().filter(|e| e.state == Connectivity::Ready).count() == 2_000
     })
     .await;
-    let picks: u64 = channel.endpoints().iter().map(|e| e.picks).sum();
-    for _ in 0..2_000 {
+    let picks = || channel.endpoints().iter().map(|e| e.picks).collect::<Vec<_>>();
+    // Two rounds, since the last to become ready join the picker a moment later.
+    for _ in 0..4_000 {
         client.say_hello(HelloRequest::default()).await.unwrap();
     }
-    let after: Vec<u64> = channel.endpoints().iter().map(|e| e.picks).collect();
-    assert_eq!(after.iter().sum::<u64>(), picks + 2_000);
-    // The first pick and the cursor's start may fall on the same one; nobody is left out.
-    assert!(after.iter().all(|&p| (1..=3).contains(&p)), "{after:?}");
+    let picks = picks();
+    assert_eq!(picks.iter().sum::<u64>(), 4_001);
+    let (least, most) = (picks.iter().min(), picks.iter().max());
+    assert!(least >= Some(&1) && most <= Some(&4), "{least:?} {most:?}");
 
     // Half of them leave: the others keep their connections.
     channel.set_endpoints(list.into_iter().take(1_000)).unwrap();

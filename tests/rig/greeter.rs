@@ -230,6 +230,36 @@ impl Drop for Server {
     }
 }
 
+/// A server on a Unix socket, on the current runtime; it ends with the value.
+#[derive(Debug)]
+pub struct UnixServer {
+    pub path: PathBuf,
+    serving: tokio::task::JoinHandle<()>,
+}
+
+/// Serves as `name` on a fresh path.
+pub fn unix_server(name: &str) -> UnixServer {
+    // Counted, so that two in one process differ; relaxed, since nothing else is read in its order.
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let path = std::env::temp_dir().join(format!("equipoise-{}-{count}.sock", std::process::id()));
+    let listener = tokio::net::UnixListener::bind(&path).expect("the path is fresh");
+    let incoming = tokio_stream::wrappers::UnixListenerStream::new(listener);
+    let service = GreeterServer::new(Service::new(Options::new(name)));
+    let serving = tonic::transport::Server::builder()
+        .add_service(service)
+        .serve_with_incoming(incoming);
+    let serving = tokio::spawn(async { serving.await.expect("serving does not fail") });
+    UnixServer { path, serving }
+}
+
+impl Drop for UnixServer {
+    fn drop(&mut self) {
+        self.serving.abort();
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
 /// Stock tonic's way to a server, with the windows that this crate uses.
 pub fn tonic_endpoint(address: SocketAddr) -> tonic::transport::Endpoint {
     let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}"));
