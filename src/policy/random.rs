@@ -1,10 +1,78 @@
-//! stub
-use super::*;
-use std::sync::atomic::*;
-#[derive(Clone, Debug, Default)]
+//! Anyone.
+
+use super::{Decision, Member, PickInfo, PickResult, Picker, Policy, among_ready};
+use crate::endpoint::EndpointId;
+use crate::rng::{Rng, scale};
+use crate::timestamp::Timestamp;
+
+/// Gives each call to any ready endpoint with equal chance, whatever its load and weight.
+///
+/// ```
+/// use equipoise::policy::Random;
+///
+/// let policy = Random;
+/// ```
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Random;
-impl Random { pub fn choices(_d: usize) -> Result<Self, crate::Error> { Err(crate::Error::config("2..= 1 1000")) } pub fn with_window(_d: std::time::Duration) -> Result<Self, crate::Error> {Err(crate::Error::config("window 0ns 3600s"))} }
+
+impl Policy for Random {
+    fn update(&mut self, members: &[Member], _now: Timestamp, _rng: &mut Rng) -> Decision {
+        among_ready(members, |ready| Anyone {
+            ids: ready.iter().map(|member| member.id).collect(),
+        })
+    }
+}
+
 #[derive(Debug)]
-struct P(Vec<EndpointId>, AtomicUsize, PickResult);
-impl Picker for P { fn pick(&self, i: &PickInfo<'_>) -> PickResult { if self.0.is_empty() { return self.2.clone() } let mut l=self.0[0]; for _ in 0..self.0.len() { let k = self.1.fetch_add(1, Ordering::Relaxed) % self.0.len(); l = self.0[k]; if !i.avoid.contains(&l) {break} } PickResult::Pick(l) } }
-impl Policy for Random { fn update(&mut self, m: &[Member], _n: Timestamp, _r: &mut Rng) -> Decision { Decision { picker: Arc::new(P(m.iter().filter(|m| m.state==Connectivity::Ready).map(|m| m.id).collect(), AtomicUsize::new(0), unready(m))), connect: Connect::All } } }
+struct Anyone {
+    ids: Vec<EndpointId>,
+}
+
+impl Picker for Anyone {
+    #[inline]
+    fn pick(&self, info: &PickInfo<'_>) -> PickResult {
+        let any = self.ids[scale(info.random, self.ids.len())];
+        if info.avoid.is_empty() || !info.avoid.contains(&any) {
+            return PickResult::Pick(any);
+        }
+        // Counted out rather than drawn again: every other one keeps the same chance, and it ends.
+        let mut others = self.ids.iter().filter(|id| !info.avoid.contains(id));
+        let which = scale(crate::rng::remix(info.random), others.clone().count());
+        PickResult::Pick(*others.nth(which).unwrap_or(&any))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::world::World;
+    use super::*;
+
+    fn shares(avoid: &[usize]) -> Vec<u64> {
+        let mut world = World::new(&Random, 5, 7);
+        let picker = world.picker(&mut Random);
+        let avoid: Vec<_> = avoid.iter().map(|&i| world.id(i)).collect();
+        let mut picks = vec![0; 5];
+        for _ in 0..60_000 {
+            picks[world.pick(&*picker, &avoid)] += 1;
+        }
+        picks
+    }
+
+    #[test]
+    fn all_have_the_same_chance() {
+        assert!(shares(&[]).iter().all(|n| (11_600..12_400).contains(n)));
+        let picks = shares(&[1, 3]);
+        assert_eq!((picks[1], picks[3]), (0, 0));
+        assert!(
+            [0, 2, 4]
+                .iter()
+                .all(|&i| (19_500..20_500).contains(&picks[i])),
+            "{picks:?}"
+        );
+        assert!(
+            shares(&[0, 1, 2, 3, 4])
+                .iter()
+                .all(|n| (11_600..12_400).contains(n))
+        );
+    }
+}
