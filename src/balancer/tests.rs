@@ -8,10 +8,13 @@ use crate::endpoint::Address;
 use crate::policy::{Decision, PickInfo, PickResult};
 use Connectivity::{Connecting, Idle, Ready, TransientFailure};
 
+/// What the policy was shown, update by update.
+type Seen = Arc<Mutex<Vec<Vec<(EndpointId, Connectivity, u32)>>>>;
+
 /// Notes what it is shown, connects to whom it is told to.
 #[derive(Debug, Default)]
 struct Spy {
-    seen: Arc<Mutex<Vec<Vec<(EndpointId, Connectivity, u32)>>>>,
+    seen: Seen,
     only: Arc<Mutex<Option<Vec<EndpointId>>>>,
 }
 
@@ -43,7 +46,7 @@ impl Picker for FirstReady {
 struct Bench {
     balancer: Balancer,
     now: Timestamp,
-    seen: Arc<Mutex<Vec<Vec<(EndpointId, Connectivity, u32)>>>>,
+    seen: Seen,
     only: Arc<Mutex<Option<Vec<EndpointId>>>>,
 }
 
