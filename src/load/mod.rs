@@ -1,0 +1,351 @@
+//! How busy is this endpoint?
+//!
+//! A [`Load`] holds the live facts of one endpoint: calls in flight, how they ended, how long they took,
+//! and the *score* that the load-aware policies compare. Everything in it is changed by the calls
+//! themselves, without a lock, and read at any time.
+//!
+//! **Errors never look like speed.** A server that fails at once would be the fastest of all. So a
+//! server fault (see [`StatusCode::is_server_fault`](crate::StatusCode::is_server_fault)) never lowers a
+//! score, and raises it by a ladder: each of the first four in a row makes the endpoint look four times
+//! as slow as it, the failed call or the fastest endpoint is; from the fifth on it counts as one that takes 5 s (for
+//! in-flight scores: as busier than all others) and gets a single trial call every 5 s. A success of a
+//! call that began after the last fault ends that. A penalty at the first fault would be simpler, and wrong:
+//! where every endpoint errs now and then, all traffic would herd onto whichever was cleared last.
+//!
+//! **Nobody knows a newcomer.** Its latency score begins at the fleet's median, and it gets one call at a time
+//! until the first that is answered without a server fault.
+
+mod cells;
+mod histogram;
+mod outcomes;
+mod score;
+
+use std::fmt;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+pub use cells::{Cell, Cells};
+pub use histogram::Latency;
+pub use outcomes::Outcomes;
+
+pub(crate) use cells::{Chunk, Shared};
+pub(crate) use score::handicap;
+
+use histogram::Histogram;
+use outcomes::Counters;
+use score::{Event, log2, log2_of, units};
+
+use crate::report::{Completion, Outcome};
+use crate::timestamp::Timestamp;
+
+/// How slow a penalised endpoint counts as, and how long it waits for a trial call. 5 s is
+/// Linkerd's penalty for a failure.
+const PENALTY: Duration = Duration::from_secs(5);
+
+/// A latency sample counts as at most 2^4 times the fastest endpoint's mean, so that one peak is
+/// forgotten after 14 s at the default window whatever its height; uncapped, 2 s beside 10 ms takes 26 s.
+const CAP: u64 = units(4);
+
+/// A fault counts as 2^2 times what an answer takes: enough to lose against idle endpoints, too little to
+/// empty an endpoint that fails a few calls in a hundred, as all of them may.
+const FAULT: u64 = units(2);
+
+/// The mean latency moves by a 32nd of the difference per answer: steady against single answers
+/// (it bounds the scores of all endpoints), and past a slow first answer after a hundred.
+const MEAN_SHIFT: u32 = 5;
+
+/// What the score cells of a channel hold, for the sake of its policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scoring {
+    /// Calls in flight. Penalties put an endpoint behind all others; newcomers need no trial, since
+    /// few calls in flight say nothing of their speed.
+    InFlight,
+    /// Decayed maximum of the latency × (calls in flight + 1).
+    Latency {
+        /// How long it takes a peak to fade to 37 % of itself.
+        window: Duration,
+    },
+}
+
+/// An endpoint's estimate of its latency, good for one thing: comparing it with those of endpoints of
+/// the same channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Estimate(u64);
+
+/// The median estimate of endpoints that have one: what a newcomer among them should begin with.
+/// `None` when none has answered yet.
+pub fn median<'a>(loads: impl IntoIterator<Item = &'a Load>) -> Option<Estimate> {
+    let mut estimates: Vec<Estimate> = loads.into_iter().filter_map(Load::estimate).collect();
+    let middle = estimates.len().checked_sub(1)? / 2;
+    Some(*estimates.select_nth_unstable(middle).1)
+}
+
+/// The live facts of one endpoint.
+pub struct Load {
+    cell: Cell,
+    // Of successful answers, in nanoseconds; 0 before the first.
+    mean: AtomicU64,
+    faults_in_a_row: AtomicU32,
+    last_fault: AtomicU64,
+    // Means something while the cell says that the endpoint is penalised.
+    trial_due: AtomicU64,
+    // Allocated when the first call ends: an endpoint that is never used stays small.
+    record: OnceLock<Box<Record>>,
+}
+
+#[derive(Debug)]
+struct Record {
+    latencies: Histogram,
+    counters: Counters,
+}
+
+impl Load {
+    /// The load of an endpoint that has had no calls, with its score in `cell`.
+    pub fn new(cell: Cell) -> Self {
+        Self {
+            cell,
+            mean: AtomicU64::new(0),
+            faults_in_a_row: AtomicU32::new(0),
+            last_fault: AtomicU64::new(0),
+            trial_due: AtomicU64::new(0),
+            record: OnceLock::new(),
+        }
+    }
+
+    /// The endpoint has become ready, for the first time or again. Its score forgets what was, and
+    /// begins at `median`; it is on trial until its first answer. Counts stay.
+    pub fn join(&self, median: Option<Estimate>, now: Timestamp) {
+        // Relaxed throughout: see `failed`.
+        self.faults_in_a_row.store(0, Ordering::Relaxed);
+        self.cell.apply(match self.cell.shared().ascent {
+            None => Event::Joined {
+                key: 0,
+                on_trial: false,
+            },
+            Some(ascent) => Event::Joined {
+                // With no median, nobody has answered: as if it took no time at all, so that its
+                // one call comes soon.
+                key: median.map_or(ascent.at(now), |Estimate(key)| key),
+                on_trial: true,
+            },
+        });
+    }
+
+    /// A call was given to this endpoint. Each `begin` needs one [`end`](Self::end).
+    #[inline]
+    pub fn begin(&self) {
+        self.cell.apply(Event::Begun);
+    }
+
+    /// The first message of a call that goes on has arrived: a newcomer has answered. Without this
+    /// its trial lasts until the call ends, which for a stream may be never.
+    pub fn spoke(&self) {
+        if self.cell.word().on_trial() {
+            self.cell.apply(Event::Spoke);
+        }
+    }
+
+    /// A call that began at `started` has ended at `now`.
+    pub fn end(&self, completion: &Completion, started: Timestamp, now: Timestamp) {
+        let record = self.record.get_or_init(Record::boxed);
+        let latency = completion.latency;
+        let event = match completion.outcome {
+            Outcome::Answered(code) => {
+                record.counters.answered(code);
+                record.latencies.record(latency);
+                if code.is_server_fault() {
+                    return self.failed(latency, now);
+                }
+                self.answered(latency, started, now)
+            }
+            Outcome::Cancelled => {
+                record.counters.cancelled();
+                self.cancelled(latency, now)
+            }
+            Outcome::Refused => {
+                record.counters.refused();
+                Event::Refused
+            }
+        };
+        self.cell.apply(event);
+    }
+
+    fn answered(&self, latency: Duration, started: Timestamp, now: Timestamp) -> Event {
+        let mean = self.include(latency);
+        if self.faults_in_a_row.load(Ordering::Relaxed) != 0 {
+            self.faults_in_a_row.store(0, Ordering::Relaxed);
+        }
+        let shared = self.cell.shared();
+        let key = match shared.ascent {
+            None => 0,
+            Some(ascent) => {
+                let height = ascent.at(now);
+                let floor = shared.floor.note(log2(mean), height);
+                height + log2_of(latency).min(floor + CAP)
+            }
+        };
+        Event::Answered {
+            key,
+            // Relaxed: read a moment too early, it ends a penalty that was just renewed, and the next
+            // fault renews it again.
+            clears: started.as_nanos() > self.last_fault.load(Ordering::Relaxed),
+        }
+    }
+
+    /// The mean with this answer in it.
+    fn include(&self, latency: Duration) -> u64 {
+        let latency = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
+        // Relaxed, a load and a store: two answers at once may lose one of them, which a mean can bear
+        // and the hot path likes.
+        let mean = match self.mean.load(Ordering::Relaxed) {
+            0 => latency,
+            mean => mean - (mean >> MEAN_SHIFT) + (latency >> MEAN_SHIFT),
+        };
+        let mean = mean.max(1);
+        self.mean.store(mean, Ordering::Relaxed);
+        mean
+    }
+
+    fn failed(&self, latency: Duration, now: Timestamp) {
+        let shared = self.cell.shared();
+        let (soft, hard) = match shared.ascent {
+            None => (0, score::SHUNNED),
+            Some(ascent) => {
+                // The mean rather than the score: the score holds earlier faults, and four times that
+                // and so on would never end.
+                let usual = log2(self.mean.load(Ordering::Relaxed));
+                let floor = shared.floor.get().unwrap_or(0);
+                let slow = log2_of(latency).max(usual).max(floor) + FAULT;
+                let height = ascent.at(now);
+                let penalty = log2_of(PENALTY);
+                (height + slow.min(penalty), height + penalty)
+            }
+        };
+        let due = now + PENALTY;
+        // Relaxed: `announce` below publishes these to whoever looks for due trials.
+        self.last_fault.store(now.as_nanos(), Ordering::Relaxed);
+        self.trial_due.store(due.as_nanos(), Ordering::Relaxed);
+        let in_a_row = self
+            .faults_in_a_row
+            .fetch_add(1, Ordering::Relaxed)
+            .saturating_add(1);
+        let word = self.cell.apply(Event::Failed {
+            soft,
+            hard,
+            in_a_row,
+        });
+        if word.penalised() {
+            shared.trials.announce(due);
+        }
+    }
+
+    fn cancelled(&self, elapsed: Duration, now: Timestamp) -> Event {
+        let shared = self.cell.shared();
+        Event::Cancelled {
+            key: shared.ascent.map_or(0, |ascent| {
+                let cap = shared.floor.get().map_or(u64::MAX, |floor| floor + CAP);
+                ascent.at(now) + log2_of(elapsed).min(cap)
+            }),
+        }
+    }
+
+    /// Calls given to this endpoint that have not ended.
+    pub fn in_flight(&self) -> u32 {
+        self.cell.word().in_flight() as u32
+    }
+
+    /// Calls ever given to this endpoint.
+    pub fn picks(&self) -> u64 {
+        self.outcomes().total() + u64::from(self.in_flight())
+    }
+
+    /// How its calls ended.
+    pub fn outcomes(&self) -> Outcomes {
+        self.record.get().map_or_else(Outcomes::default, |record| {
+            let answers = record.latencies.counts().sum();
+            record.counters.read(answers)
+        })
+    }
+
+    /// How long its calls took.
+    pub fn latency(&self) -> Latency {
+        self.record
+            .get()
+            .map_or_else(Latency::default, |record| Latency {
+                buckets: record.latencies.counts().collect(),
+                ewma: match self.mean.load(Ordering::Relaxed) {
+                    0 => None,
+                    mean => Some(Duration::from_nanos(mean)),
+                },
+            })
+    }
+
+    /// What the built-in policies compare: the endpoint with the lowest score looks least busy. Means
+    /// nothing by itself, nor beside endpoints of another channel.
+    #[inline]
+    pub fn score(&self) -> u64 {
+        self.cell.word().0
+    }
+
+    /// What it tells of its latency: `None` before its first answer, while it is penalised, and where
+    /// scores hold no latency.
+    pub fn estimate(&self) -> Option<Estimate> {
+        let word = self.cell.word();
+        let known = !word.on_trial() && !word.penalised() && word.key() != 0;
+        known.then(|| Estimate(word.key()))
+    }
+
+    /// Whether server faults have put it behind the others, but for one trial call every 5 s.
+    pub fn penalised(&self) -> bool {
+        self.cell.word().penalised()
+    }
+
+    /// When it should get a trial call, if it is penalised.
+    pub(crate) fn trial_due(&self) -> Option<Timestamp> {
+        // Relaxed: whoever needs the newest came here through `Trials::restart`.
+        let due = self.trial_due.load(Ordering::Relaxed);
+        self.penalised().then_some(Timestamp::from_nanos(due))
+    }
+
+    /// Takes the trial that is `due` for the caller alone. The time of the next, if it was still there.
+    pub(crate) fn claim_trial(&self, due: Timestamp, now: Timestamp) -> Option<Timestamp> {
+        let next = now + PENALTY;
+        // Relaxed: only who wins matters.
+        let won = self.trial_due.compare_exchange(
+            due.as_nanos(),
+            next.as_nanos(),
+            Ordering::Relaxed,
+            Ordering::Relaxed,
+        );
+        won.ok().map(|_| next)
+    }
+
+    pub(crate) fn cell(&self) -> &Cell {
+        &self.cell
+    }
+}
+
+impl Record {
+    fn boxed() -> Box<Self> {
+        Box::new(Self {
+            latencies: Histogram::new(),
+            counters: Counters::new(),
+        })
+    }
+}
+
+impl fmt::Debug for Load {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let word = self.cell.word();
+        f.debug_struct("Load")
+            .field("in_flight", &word.in_flight())
+            .field("on_trial", &word.on_trial())
+            .field("penalised", &word.penalised())
+            .field("key", &word.key())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;
