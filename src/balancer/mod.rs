@@ -31,7 +31,7 @@ pub use backoff::Backoff;
 
 use crate::endpoint::{Connectivity, Endpoint, EndpointId};
 use crate::error::{ConnectError, ResolveError};
-use crate::load::Cells;
+use crate::load::{self, Cells};
 use crate::policy::{Connect, Member, Picker, Policy};
 use crate::rng::Rng;
 use crate::timestamp::Timestamp;
@@ -506,24 +506,14 @@ impl Balancer {
         }
         let mut joining = std::mem::take(&mut self.joining);
         joining.sort_unstable();
-        let median = self.median(&joining);
+        let others = self.table.rows().filter(|row| {
+            row.state == Connectivity::Ready && joining.binary_search(&row.id).is_err()
+        });
+        let median = load::median(others.map(|row| &*row.load));
         for id in joining {
             if let Some(row) = self.table.get_mut(id) {
                 row.load.join(median, now);
             }
-        }
-    }
-
-    /// The median latency of the ready endpoints beside `joining`, which is sorted.
-    fn median(&self, joining: &[EndpointId]) -> Option<Duration> {
-        let others = self.table.rows().filter(|row| {
-            row.state == Connectivity::Ready && joining.binary_search(&row.id).is_err()
-        });
-        let mut known: Vec<Duration> = others.filter_map(|row| row.load.latency().ewma).collect();
-        let middle = known.len() / 2;
-        match known.is_empty() {
-            true => None,
-            false => Some(*known.select_nth_unstable(middle).1),
         }
     }
 
