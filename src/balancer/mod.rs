@@ -31,7 +31,7 @@ pub use backoff::Backoff;
 
 use crate::endpoint::{Connectivity, Endpoint, EndpointId};
 use crate::error::{ConnectError, ResolveError};
-use crate::load::Cells;
+use crate::load::{self, Cells};
 use crate::policy::{Connect, Member, Picker, Policy};
 use crate::rng::Rng;
 use crate::timestamp::Timestamp;
@@ -506,20 +506,15 @@ impl Balancer {
         }
         let mut joining = std::mem::take(&mut self.joining);
         joining.sort_unstable();
-        let median = self.median(&joining);
+        let others = self.table.rows().filter(|row| {
+            row.state == Connectivity::Ready && joining.binary_search(&row.id).is_err()
+        });
+        let median = load::median(others.map(|row| &*row.load));
         for id in joining {
             if let Some(row) = self.table.get_mut(id) {
                 row.load.join(median, now);
             }
         }
-    }
-
-    /// The median estimate of the ready endpoints beside `joining`, which is sorted.
-    fn median(&self, joining: &[EndpointId]) -> Option<crate::load::Estimate> {
-        let others = self.table.rows().filter(|row| {
-            row.state == Connectivity::Ready && joining.binary_search(&row.id).is_err()
-        });
-        crate::load::median(others.map(|row| &*row.load))
     }
 
     /// Lets those in line dial, as far as the connect rate allows.

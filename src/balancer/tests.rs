@@ -5,13 +5,18 @@ use std::time::Instant;
 
 use super::*;
 use crate::endpoint::Address;
+use crate::load::{Load, Scoring};
 use crate::policy::{Decision, PickInfo, PickResult};
+use crate::report::{Completion, Outcome, StatusCode};
 use Connectivity::{Connecting, Idle, Ready, TransientFailure};
+
+/// What the policy was shown, update by update.
+type Seen = Arc<Mutex<Vec<Vec<(EndpointId, Connectivity, u32)>>>>;
 
 /// Notes what it is shown, connects to whom it is told to.
 #[derive(Debug, Default)]
 struct Spy {
-    seen: Arc<Mutex<Vec<Vec<(EndpointId, Connectivity, u32)>>>>,
+    seen: Seen,
     only: Arc<Mutex<Option<Vec<EndpointId>>>>,
 }
 
@@ -31,6 +36,12 @@ impl Policy for Spy {
             },
         }
     }
+
+    fn scoring(&self) -> Scoring {
+        Scoring::Latency {
+            window: Duration::from_secs(5),
+        }
+    }
 }
 
 impl Picker for FirstReady {
@@ -43,7 +54,7 @@ impl Picker for FirstReady {
 struct Bench {
     balancer: Balancer,
     now: Timestamp,
-    seen: Arc<Mutex<Vec<Vec<(EndpointId, Connectivity, u32)>>>>,
+    seen: Seen,
     only: Arc<Mutex<Option<Vec<EndpointId>>>>,
 }
 
@@ -462,25 +473,29 @@ fn a_newcomer_starts_at_the_median_of_the_others() {
         .endpoints()
         .map(|view| view.load.clone())
         .collect();
-    for (load, millis) in loads.iter().zip([10, 30, 20]) {
+    let call = |load: &Load, millis| {
         load.begin();
-        let completion = crate::Completion {
-            outcome: crate::Outcome::Answered(crate::StatusCode::OK),
+        let completion = Completion {
+            outcome: Outcome::Answered(StatusCode::OK),
             latency: Duration::from_millis(millis),
         };
-        load.end(&completion, bench.now, Timestamp::from_millis(50));
+        load.end(
+            &completion,
+            Timestamp::from_millis(10),
+            Timestamp::from_millis(50),
+        );
+    };
+    for (load, millis) in loads.iter().zip([10, 30, 20]) {
+        call(load, millis);
     }
-    assert_eq!(bench.balancer.median(&[]), Some(Duration::from_millis(20)));
-    let joining = [EndpointId::new(1, 0)];
-    assert_eq!(
-        bench.balancer.median(&joining),
-        Some(Duration::from_millis(20))
-    );
     bench.at(60).connected(3);
-    assert!(
-        bench.balancer.joining.is_empty(),
-        "welcomed with the publication"
-    );
+    bench.at(65).timeout();
+    assert_eq!(loads[3].score(), {
+        let model = Cells::new(bench.balancer.policy.scoring()).cell(0);
+        let model = Load::new(model);
+        model.join(loads[2].estimate(), bench.now);
+        model.score()
+    });
 }
 
 #[test]
