@@ -31,6 +31,8 @@ pub(super) struct Link {
     failed: bool,
     /// Failures in a row, for the backoff.
     failures: u32,
+    /// Its last connection was short-lived and it was dialled again at once all the same.
+    spared: bool,
     why: Option<ConnectError>,
 }
 
@@ -117,6 +119,7 @@ impl Link {
             asked: false,
             failed: false,
             failures: 0,
+            spared: false,
             why: None,
         }
     }
@@ -292,7 +295,11 @@ impl Link {
                 let lost = self.live.swap_remove(at);
                 effects.resolve = true;
                 self.why = Some(why);
+                // A server may go away soon after a connection was made by chance, as in a rolling restart;
+                // only one that does it again is paced like one that cannot be reached.
+                let spared = !self.spared && self.failures == 0;
                 match (self.live.is_empty(), lost.proven, dial) {
+                    (true, false, Dial::None) if spared => self.spared = true,
                     (true, false, Dial::None) => {
                         self.failed = true;
                         self.wait(around);
@@ -340,6 +347,7 @@ impl Link {
             if around.now >= live.since + forgiveness {
                 live.proven = true;
                 self.failures = 0;
+                self.spared = false;
             }
         }
     }
@@ -580,8 +588,12 @@ mod tests {
     }
 
     #[test]
-    fn one_lost_too_soon_counts_as_a_failure() {
+    fn one_lost_too_soon_is_forgiven_once_and_then_counts_as_a_failure() {
         let (mut bench, name) = Bench::connected(0);
+        assert!(bench.tell(1, News::Lost(name, why())).join_line, "once");
+        assert_eq!(bench.link.state(), Connecting);
+        let name = bench.dial(1);
+        bench.tell(2, News::Connected(name));
         let effects = bench.tell(249, News::Lost(name, why()));
         assert!(effects.resolve && !effects.join_line);
         assert_eq!(
@@ -603,7 +615,13 @@ mod tests {
         bench.tell(2_850, News::Connected(name));
         assert!(
             bench.tell(3_100, News::Lost(name, why())).join_line,
-            "forgiven"
+            "stable"
+        );
+        let name = bench.dial(3_100);
+        bench.tell(3_100, News::Connected(name));
+        assert!(
+            bench.tell(3_101, News::Lost(name, why())).join_line,
+            "forgiven again"
         );
     }
 

@@ -379,7 +379,14 @@ impl Balancer {
         };
         let (from, to) = (row.state, row.link.state());
         let why = row.link.why().filter(|_| failure);
-        let words = why.map(|why| format!("endpoint {}: {why}", row.endpoint.address()));
+        // A connector's own error names the address; one of another's making may not.
+        let words = why.map(|why| {
+            let (text, address) = (why.to_string(), row.endpoint.address().to_string());
+            match text.contains(&address) {
+                true => text,
+                false => format!("{address}: {text}"),
+            }
+        });
         if from != to {
             *self.tally.count(from) -= 1;
             *self.tally.count(to) += 1;

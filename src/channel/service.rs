@@ -168,6 +168,9 @@ impl<C: Connector> Channel<C> {
                 "the endpoint list belongs to the channel's resolver and cannot be set by hand",
             ));
         }
+        if self.state() == Connectivity::Shutdown {
+            return Err(Error::closed());
+        }
         self.shared
             .commands
             .send(Command::SetEndpoints(endpoints.into_iter().collect()))

@@ -23,6 +23,13 @@ pub struct RoundRobin {
     cursor: Option<Arc<AtomicU64>>,
 }
 
+/// A clone is a policy for another channel: it begins at a random endpoint of its own.
+impl Clone for RoundRobin {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}
+
 impl Policy for RoundRobin {
     fn update(&mut self, members: &[Member], _now: Timestamp, rng: &mut Rng) -> Decision {
         // Half a word: no start is near enough to the end to wrap around.

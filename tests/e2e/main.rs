@@ -10,7 +10,7 @@ mod deadlines;
 mod lifecycle;
 mod observing;
 mod steering;
-//mod tonic_bugs;
+mod tonic_bugs;
 mod wide;
 
 use std::net::SocketAddr;
