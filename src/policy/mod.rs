@@ -9,7 +9,10 @@
 mod adaptive;
 mod least_request;
 mod random;
+mod roster;
 mod round_robin;
+#[cfg(test)]
+mod world;
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -74,6 +77,7 @@ pub trait Picker: Send + Sync + Debug {
     /// Chooses among the members this picker was built from.
     ///
     /// A picker prefers members outside `info.avoid`, and falls back on one inside rather than fail.
+    /// Whoever it picks was ready when it was built.
     fn pick(&self, info: &PickInfo<'_>) -> PickResult;
 }
 
@@ -105,7 +109,26 @@ pub enum PickResult {
     Fail,
 }
 
-/// The ready members, and what to answer when there is none: what every picker here begins with.
+/// What every policy here decides: `picker` of the ready members, or of what to answer while there is
+/// none; and connections to all.
+fn among_ready<P: Picker + 'static>(
+    members: &[Member],
+    picker: impl FnOnce(Vec<&Member>) -> P,
+) -> Decision {
+    let ready: Vec<&Member> = members
+        .iter()
+        .filter(|member| member.state == Connectivity::Ready)
+        .collect();
+    Decision {
+        picker: match ready.is_empty() {
+            true => Arc::new(Unready(unready(members))),
+            false => Arc::new(picker(ready)),
+        },
+        connect: Connect::All,
+    }
+}
+
+/// What to answer when no member is ready.
 ///
 /// Channel state by gRPC's rule for policies over many endpoints: some ready one makes READY; else one
 /// that is connecting or idle makes CONNECTING, which queues; else calls fail.
@@ -116,5 +139,126 @@ pub(crate) fn unready(members: &[Member]) -> PickResult {
     match may_become_ready {
         true => PickResult::Queue { connect: None },
         false => PickResult::Fail,
+    }
+}
+
+/// The picker of nobody.
+#[derive(Debug)]
+struct Unready(PickResult);
+
+impl Picker for Unready {
+    fn pick(&self, _: &PickInfo<'_>) -> PickResult {
+        self.0.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::load::Cells;
+    use crate::rng::Rng;
+
+    fn policies() -> Vec<Box<dyn Policy>> {
+        vec![
+            Box::new(Adaptive::default()),
+            Box::new(LeastRequest::default()),
+            Box::new(LeastRequest::full_scan()),
+            Box::new(Random),
+            Box::new(RoundRobin::default()),
+        ]
+    }
+
+    fn members(states: &[Connectivity], scoring: Scoring) -> Vec<Member> {
+        let mut cells = Cells::new(scoring);
+        let member = |(slot, &state): (usize, &Connectivity)| Member {
+            id: EndpointId::new(slot as u32, 1),
+            state,
+            weight: 1 + slot as u32 % 3,
+            load: Arc::new(Load::new(cells.cell(slot))),
+        };
+        states.iter().enumerate().map(member).collect()
+    }
+
+    fn pick(picker: &dyn Picker, random: u64, avoid: &[EndpointId]) -> PickResult {
+        picker.pick(&PickInfo {
+            now: Timestamp::from_secs(1),
+            random,
+            path: "/a.B/C",
+            avoid,
+        })
+    }
+
+    #[test]
+    fn with_nobody_ready_calls_wait_or_fail() {
+        use Connectivity::{Connecting, Idle, TransientFailure};
+        let queue = PickResult::Queue { connect: None };
+        for (states, expected) in [
+            (&[][..], &PickResult::Fail),
+            (&[TransientFailure], &PickResult::Fail),
+            (&[TransientFailure, Idle], &queue),
+            (&[Connecting, TransientFailure], &queue),
+        ] {
+            for mut policy in policies() {
+                let members = members(states, policy.scoring());
+                let decision = policy.update(&members, Timestamp::ZERO, &mut Rng::new(1));
+                assert_eq!(
+                    &pick(&*decision.picker, 1, &[]),
+                    expected,
+                    "{policy:?} {states:?}"
+                );
+                assert_eq!(decision.connect, Connect::All);
+            }
+        }
+    }
+
+    /// Random states, sizes and lists to avoid: whoever is picked is ready, is not to be avoided where
+    /// that is possible, and everyone eligible is picked in the end.
+    #[test]
+    fn only_the_ready_are_picked_and_the_avoided_last() {
+        use Connectivity::{Connecting, Idle, Ready, TransientFailure};
+        for seed in 0..60 {
+            let mut rng = Rng::new(seed);
+            let n = [1, 2, 3, 10, 70, 200, 700][rng.below(7)];
+            let share = [0.1, 0.5, 1.0][rng.below(3)];
+            let states: Vec<_> = (0..n)
+                .map(|_| match rng.unit() < share {
+                    true => Ready,
+                    false => [Idle, Connecting, TransientFailure][rng.below(3)],
+                })
+                .collect();
+            let avoid: Vec<_> = (0..rng.below(4))
+                .map(|_| EndpointId::new(rng.below(n) as u32, 1))
+                .collect();
+            for mut policy in policies() {
+                let members = members(&states, policy.scoring());
+                let picker = policy.update(&members, Timestamp::ZERO, &mut rng).picker;
+                let ready = |id: &EndpointId| states[id.slot()] == Ready;
+                let all: Vec<_> = members.iter().map(|m| m.id).filter(ready).collect();
+                if all.is_empty() {
+                    continue;
+                }
+                let mut eligible = all.clone();
+                eligible.retain(|id| !avoid.contains(id));
+                if eligible.is_empty() {
+                    eligible = all;
+                }
+                let mut picked: Vec<EndpointId> = Vec::new();
+                for _ in 0..40 * n {
+                    let PickResult::Pick(id) = pick(&*picker, rng.word(), &avoid) else {
+                        panic!("seed {seed}: {policy:?} picked nobody");
+                    };
+                    assert!(
+                        eligible.contains(&id),
+                        "seed {seed}: {policy:?} picked {id:?}"
+                    );
+                    // Never ended: so that the load-aware ones move on.
+                    members[id.slot()].load.begin();
+                    picked.push(id);
+                }
+                picked.sort_unstable();
+                picked.dedup();
+                assert_eq!(picked, eligible, "seed {seed}: {policy:?}");
+            }
+        }
     }
 }

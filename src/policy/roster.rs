@@ -1,0 +1,314 @@
+//! The ready members of a load-aware picker, laid out so that comparing them is a walk through memory.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::{Member, PickInfo};
+use crate::endpoint::EndpointId;
+use crate::load::{Chunk, Load, Shared};
+use crate::rng::{remix, scale};
+
+/// Ready members by position: in the order of their score cells.
+pub(super) struct Roster {
+    ids: Vec<EndpointId>,
+    loads: Vec<Arc<Load>>,
+    runs: Vec<Run>,
+    shared: Arc<Shared>,
+}
+
+/// As long as cells lie side by side.
+pub(super) const UNBROKEN: usize = usize::MAX;
+
+/// Members whose cells lie side by side.
+pub(super) struct Run {
+    chunk: Arc<Chunk>,
+    // Offset of the first cell, and how many there are.
+    start: usize,
+    len: usize,
+    // Position of the first member.
+    position: usize,
+}
+
+impl Roster {
+    /// Sorts `ready`, which must not be empty, into the order of positions. A run ends at multiples of
+    /// `aligned` cells.
+    pub(super) fn new(ready: &mut [&Member], aligned: usize) -> Self {
+        ready.sort_by_key(|member| member.id.slot());
+        let shared = ready[0].load.cell().shared().clone();
+        let loads: Vec<_> = ready.iter().map(|member| member.load.clone()).collect();
+        let mut runs: Vec<Run> = Vec::new();
+        for (position, load) in loads.iter().enumerate() {
+            let (chunk, offset) = (load.cell().chunk(), load.cell().offset());
+            match runs.last_mut() {
+                Some(run) if run.takes(chunk, offset, aligned) => run.len += 1,
+                _ => runs.push(Run {
+                    chunk: chunk.clone(),
+                    start: offset,
+                    len: 1,
+                    position,
+                }),
+            }
+            // A member that was penalised and away comes back with a trial still to come.
+            if let Some(due) = load.trial_due() {
+                shared.trials.announce(due);
+            }
+        }
+        Self {
+            ids: ready.iter().map(|member| member.id).collect(),
+            loads,
+            runs,
+            shared,
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    pub(super) fn id(&self, position: usize) -> EndpointId {
+        self.ids[position]
+    }
+
+    pub(super) fn avoided(&self, position: usize, info: &PickInfo<'_>) -> bool {
+        info.avoid.contains(&self.ids[position])
+    }
+
+    pub(super) fn score(&self, position: usize) -> u64 {
+        self.loads[position].score()
+    }
+
+    pub(super) fn runs(&self) -> &[Run] {
+        &self.runs
+    }
+
+    /// The position with the least score of all that need not be avoided; else of all.
+    #[inline]
+    pub(super) fn least(&self, info: &PickInfo<'_>, handicap: impl Fn(usize) -> u64) -> usize {
+        self.least_of(self.runs.iter(), info, &handicap)
+            .or_else(|| least(self.runs.iter(), info.random, |w, at| w + handicap(at)))
+            .unwrap_or(0)
+    }
+
+    /// The same among the members of some runs; `None` when all of them should be avoided.
+    #[inline]
+    pub(super) fn least_of<'a>(
+        &'a self,
+        runs: impl Iterator<Item = &'a Run> + Clone,
+        info: &PickInfo<'_>,
+        handicap: impl Fn(usize) -> u64,
+    ) -> Option<usize> {
+        if info.avoid.is_empty() {
+            return least(runs, info.random, |word, at| word + handicap(at));
+        }
+        least(runs, info.random, |word, at| match self.avoided(at, info) {
+            true => NOBODY,
+            false => word + handicap(at),
+        })
+    }
+
+    /// A penalised member whose trial call is due, claimed for this pick. One load where none is.
+    #[inline]
+    pub(super) fn trial(&self, info: &PickInfo<'_>) -> Option<EndpointId> {
+        match self.shared.trials.due(info.now) {
+            true => self.claim_trial(info),
+            false => None,
+        }
+    }
+
+    #[cold]
+    fn claim_trial(&self, info: &PickInfo<'_>) -> Option<EndpointId> {
+        self.shared.trials.restart();
+        let mut claimed = None;
+        for (position, load) in self.loads.iter().enumerate() {
+            let Some(mut due) = load.trial_due() else {
+                continue;
+            };
+            if claimed.is_none()
+                && due <= info.now
+                && !self.avoided(position, info)
+                && let Some(next) = load.claim_trial(due, info.now)
+            {
+                claimed = Some(self.ids[position]);
+                due = next;
+            }
+            self.shared.trials.announce(due);
+        }
+        claimed
+    }
+}
+
+impl Run {
+    /// Whether the cell at `offset` of `chunk` continues this run.
+    fn takes(&self, chunk: &Arc<Chunk>, offset: usize, aligned: usize) -> bool {
+        // The pointer says where the cell is, not who the endpoint is.
+        Arc::ptr_eq(&self.chunk, chunk)
+            && offset == self.start + self.len
+            && !offset.is_multiple_of(aligned)
+    }
+}
+
+/// No score: the key leaves the topmost bits of a word unused.
+const NOBODY: u64 = u64::MAX;
+
+/// The position of least cost, `NOBODY` excepted. Where several are least, each has the same chance.
+#[inline]
+fn least<'a>(
+    runs: impl Iterator<Item = &'a Run> + Clone,
+    random: u64,
+    cost: impl Fn(u64, usize) -> u64,
+) -> Option<usize> {
+    let (mut best, mut at, mut ties) = (NOBODY, None, 0);
+    for run in runs.clone() {
+        for (word, position) in run.words() {
+            let cost = cost(word, position);
+            if cost < best {
+                (best, at, ties) = (cost, Some(position), 1);
+            } else if cost == best {
+                ties += 1;
+            }
+        }
+    }
+    if ties <= 1 || best == NOBODY {
+        return at;
+    }
+    // Walked again rather than begun at random: of two that tie, a random start favours the one that
+    // comes after the longer gap.
+    // The complement: a caller may have drawn from `random` and its remix before.
+    let mut left = scale(remix(!random), ties);
+    for run in runs {
+        for (word, position) in run.words() {
+            if cost(word, position) <= best {
+                at = Some(position);
+                if left == 0 {
+                    return at;
+                }
+                left -= 1;
+            }
+        }
+    }
+    // Calls have begun meanwhile, and fewer tie.
+    at
+}
+
+impl Run {
+    #[inline]
+    fn words(&self) -> impl Iterator<Item = (u64, usize)> {
+        let cells = &self.chunk.words()[self.start..][..self.len];
+        // Relaxed: a score guards no other data, and one that is a moment old is as good.
+        let words = cells.iter().map(|cell| cell.load(Ordering::Relaxed));
+        words.zip(self.position..)
+    }
+}
+
+impl fmt::Debug for Roster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(&self.ids).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::endpoint::Connectivity;
+    use crate::load::{Cells, Scoring};
+    use crate::rng::Rng;
+    use crate::timestamp::Timestamp;
+
+    fn members(slots: &[usize]) -> Vec<Member> {
+        let mut cells = Cells::new(Scoring::InFlight);
+        let member = |&slot: &usize| Member {
+            id: EndpointId::new(slot as u32, 1),
+            state: Connectivity::Ready,
+            weight: 1,
+            load: Arc::new(Load::new(cells.cell(slot))),
+        };
+        slots.iter().map(member).collect()
+    }
+
+    fn info(random: u64, avoid: &[EndpointId]) -> PickInfo<'_> {
+        PickInfo {
+            now: Timestamp::ZERO,
+            random,
+            path: "/",
+            avoid,
+        }
+    }
+
+    #[test]
+    fn a_scan_finds_what_a_naive_one_finds() {
+        for seed in 0..300 {
+            let mut rng = Rng::new(seed);
+            let n = 1 + rng.below(300);
+            let density = 1 + rng.below(3);
+            let slots: Vec<_> = (0..n * density)
+                .filter(|_| rng.below(density) == 0)
+                .collect();
+            if slots.is_empty() {
+                continue;
+            }
+            let members = members(&slots);
+            for member in &members {
+                for _ in 0..rng.below(5) {
+                    member.load.begin();
+                }
+            }
+            let mut shuffled: Vec<_> = members.iter().collect();
+            shuffled.rotate_left(rng.below(members.len()));
+            let roster = Roster::new(&mut shuffled, [8, UNBROKEN][rng.below(2)]);
+            let handicaps: Vec<_> = slots.iter().map(|_| (rng.below(2) as u64) << 24).collect();
+            let avoid: Vec<_> = (0..rng.below(3))
+                .map(|_| members[rng.below(members.len())].id)
+                .collect();
+            let cost = |i: usize| match avoid.contains(&members[i].id) {
+                true => u64::MAX,
+                false => members[i].load.score() + handicaps[i],
+            };
+            let least = (0..members.len()).map(cost).min().unwrap();
+            for _ in 0..20 {
+                let at = roster.least(&info(rng.word(), &avoid), |at| handicaps[at]);
+                assert_eq!(cost(at), least, "seed {seed}");
+                assert_eq!(roster.id(at), members[at].id, "seed {seed}");
+            }
+        }
+    }
+
+    #[test]
+    fn ties_are_broken_without_favour() {
+        // Two neighbours and one far away: a random start would give the first and the last nearly all.
+        let members = members(&(0..100).collect::<Vec<_>>());
+        for (slot, member) in members.iter().enumerate() {
+            if ![10, 11, 90].contains(&slot) {
+                member.load.begin();
+            }
+        }
+        let roster = Roster::new(&mut members.iter().collect::<Vec<_>>(), UNBROKEN);
+        let mut rng = Rng::new(3);
+        let mut picks = [0; 100];
+        for _ in 0..30_000 {
+            picks[roster.least(&info(rng.word(), &[]), |_| 0)] += 1;
+        }
+        for slot in [10, 11, 90] {
+            assert!(
+                (9_600..10_400).contains(&picks[slot]),
+                "{slot}: {}",
+                picks[slot]
+            );
+        }
+    }
+
+    #[test]
+    fn runs_end_at_gaps_and_borders() {
+        let lengths = |slots: &[usize], aligned| {
+            let members = members(slots);
+            let roster = Roster::new(&mut members.iter().collect::<Vec<_>>(), aligned);
+            roster.runs().iter().map(|run| run.len).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            lengths(&(0..130).collect::<Vec<_>>(), UNBROKEN),
+            [64, 64, 2]
+        );
+        assert_eq!(lengths(&(3..20).collect::<Vec<_>>(), 8), [5, 8, 4]);
+        assert_eq!(lengths(&[0, 1, 3, 64], UNBROKEN), [2, 1, 1]);
+    }
+}
