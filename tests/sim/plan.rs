@@ -1,0 +1,356 @@
+//! What one seed makes of a world: its size, its settings, its traffic and its misfortunes.
+//!
+//! Each seed allows a random subset of the kinds of fault: a common fault in every run would hide the
+//! rare ones behind it.
+
+use std::time::Duration;
+
+use equipoise::balancer::{Backoff, Config};
+use equipoise::policy::{Adaptive, LeastRequest, Policy, Random, RoundRobin};
+use equipoise::rng::Rng;
+use equipoise::{Address, Connectivity, Endpoint, StatusCode, Timestamp};
+
+use crate::world::{Answers, Dialling, Ending, Host, Request, Settings, World, ms, secs};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    Refuse,
+    Die,
+    Freeze,
+    Goaway,
+    Wear,
+    CloseAtOnce,
+    SlowDial,
+    Errors,
+    Stall,
+    Shuffle,
+    Shrink,
+    Restore,
+    Reweigh,
+    Rename,
+    Empty,
+    NoAnswer,
+    Burst,
+}
+
+const FAULTS: [Fault; 17] = [
+    Fault::Refuse,
+    Fault::Die,
+    Fault::Freeze,
+    Fault::Goaway,
+    Fault::Wear,
+    Fault::CloseAtOnce,
+    Fault::SlowDial,
+    Fault::Errors,
+    Fault::Stall,
+    Fault::Shuffle,
+    Fault::Shrink,
+    Fault::Restore,
+    Fault::Reweigh,
+    Fault::Rename,
+    Fault::Empty,
+    Fault::NoAnswer,
+    Fault::Burst,
+];
+
+/// Everything a seed decides before the clock starts.
+pub(crate) struct Plan {
+    settings: Settings,
+    policy: usize,
+    endpoints: Vec<Endpoint>,
+    hosts: Vec<(Address, Host)>,
+    chaos: Duration,
+    every: Duration,
+    faults: Vec<(Timestamp, Fault, u64)>,
+    cancels: bool,
+}
+
+/// How a run ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    pub(crate) trace: u64,
+    pub(crate) calls: u64,
+    pub(crate) ok: u64,
+    pub(crate) dials: usize,
+}
+
+impl Plan {
+    pub(crate) fn of(seed: u64) -> Self {
+        let mut rng = Rng::new(seed);
+        let count = match rng.below(20) {
+            0 => 50,
+            _ => 1 + rng.below(8),
+        };
+        let mut endpoints = Vec::new();
+        let mut hosts = Vec::new();
+        for n in 0..count {
+            let addresses = match rng.below(4) {
+                0 => 1 + rng.below(3),
+                _ => 1,
+            };
+            let addresses: Vec<Address> = (0..addresses)
+                .map(|a| match a {
+                    1 => format!("[fd00::{n:x}]:80").parse().expect("an address"),
+                    _ => format!("10.{a}.0.{}:80", n + 1)
+                        .parse()
+                        .expect("an address"),
+                })
+                .collect();
+            for address in &addresses {
+                let latency = Duration::from_micros(500 << rng.below(7));
+                hosts.push((address.clone(), Host::serving(latency)));
+            }
+            endpoints.push(Endpoint::with_addresses(addresses).expect("one at least"));
+        }
+        let pick = |rng: &mut Rng, of: &[u64]| of[rng.below(of.len())];
+        let base = ms(pick(&mut rng, &[100, 1_000]));
+        let settings = Settings {
+            seed: rng.word(),
+            config: Config {
+                backoff: Backoff {
+                    base,
+                    cap: base * pick(&mut rng, &[2, 20, 120]) as u32,
+                    ..Backoff::default()
+                },
+                connect_rate: pick(&mut rng, &[5, 50, 200]) as u32,
+                max_endpoints: match rng.below(10) {
+                    0 => 3,
+                    _ => 10_000,
+                },
+                ..Config::default()
+            },
+            budget: ms(pick(&mut rng, &[200, 1_000, 10_000])),
+            lag: Duration::from_micros(pick(&mut rng, &[0, 0, 100, 5_000])),
+        };
+        let chaos = secs(5 + rng.below(20) as u64);
+        let allowed: Vec<Fault> = FAULTS.into_iter().filter(|_| rng.below(3) == 0).collect();
+        let faults = match allowed.len() {
+            0 => Vec::new(),
+            kinds => (0..rng.below(40))
+                .map(|_| {
+                    let at = Timestamp::ZERO + chaos.mul_f64(rng.unit());
+                    (at, allowed[rng.below(kinds)], rng.word())
+                })
+                .collect(),
+        };
+        Self {
+            settings,
+            policy: rng.below(4),
+            endpoints,
+            hosts,
+            chaos,
+            every: ms(pick(&mut rng, &[10, 50, 200])),
+            faults,
+            cancels: rng.below(3) == 0,
+        }
+    }
+
+    fn policy(&self) -> Box<dyn Policy> {
+        match self.policy {
+            0 => Box::new(Adaptive::default()),
+            1 => Box::new(LeastRequest::default()),
+            2 => Box::new(Random::default()),
+            _ => Box::new(RoundRobin::default()),
+        }
+    }
+
+    /// Chaos, healing, proof of life.
+    pub(crate) fn run(self, keep_words: bool) -> Outcome {
+        let policy = self.policy();
+        self.run_with(policy, keep_words)
+    }
+
+    pub(crate) fn run_with(self, policy: Box<dyn Policy>, keep_words: bool) -> Outcome {
+        let mut world = World::new(self.settings.clone(), policy);
+        world.trace.words = keep_words.then(Default::default);
+        let words = WordsOnPanic;
+        words.watch(&mut world, |world| self.live(world))
+    }
+
+    fn live(self, world: &mut World) -> Outcome {
+        let end = Timestamp::ZERO + self.chaos;
+        world.hosts.extend(self.hosts.iter().cloned());
+        for (at, fault, word) in self.faults {
+            let endpoints = self.endpoints.clone();
+            world.at(at, move |world| strike(world, fault, word, &endpoints));
+        }
+        let endpoints = self.endpoints.clone();
+        world.at(Timestamp::from_millis(3), move |world| {
+            world.resolve(endpoints)
+        });
+        clients(world, self.every, end, self.cancels);
+        world.run_until(end);
+
+        // Heal: every host is well again, and the list is whole.
+        world.hosts.extend(self.hosts.iter().cloned());
+        world.resolve(self.endpoints.clone());
+        let config = &self.settings.config;
+        let in_line = self.hosts.len() as f64 / f64::from(config.connect_rate);
+        let pause = config.backoff.cap.mul_f64(1.0 + config.backoff.jitter);
+        let bound = self.settings.budget + config.stagger * 3 + pause + secs(1);
+        let bound = end + bound + Duration::from_secs_f64(in_line);
+        world.run_until_or(bound, "READY after the faults have ended", |world| {
+            world.balancer.state() == Connectivity::Ready
+        });
+        world.run_until_or(bound + secs(1), "every endpoint READY", World::all_ready);
+
+        // Alive: calls succeed, and then nothing is left.
+        world.run_for(secs(6));
+        world.assert_clean();
+        let before = (world.all_ended(), world.ended(Ending::Ok));
+        let (start, calls) = (world.now, 30);
+        world.traffic(ms(10), start + ms(10 * calls), Request::default());
+        world.run_for(secs(3));
+        let after = (
+            world.all_ended() - before.0,
+            world.ended(Ending::Ok) - before.1,
+        );
+        assert_eq!(after, (calls, calls), "calls in a healed world");
+        world.assert_clean();
+        let dials = world.dials.len();
+        world.run_for(secs(60));
+        assert_eq!(world.dials.len(), dials, "a healed world is a quiet one");
+        assert_eq!(world.balancer.poll_timeout(), None, "and waits for nothing");
+        Outcome {
+            trace: world.trace.hash,
+            calls: world.all_ended(),
+            ok: world.ended(Ending::Ok),
+            dials,
+        }
+    }
+}
+
+/// Calls until `end`, some impatient, some willing to wait.
+fn clients(world: &mut World, every: Duration, end: Timestamp, cancels: bool) {
+    if world.now >= end {
+        return;
+    }
+    let patience = ms(1 + world.rng.below(50) as u64);
+    let request = Request {
+        deadline: ms(50 << world.rng.below(7)),
+        wait_for_ready: world.rng.below(4) == 0,
+        patience: (cancels && world.rng.below(4) == 0).then_some(patience),
+    };
+    world.call(request);
+    let pause = every.mul_f64(2.0 * world.rng.unit());
+    let next = world.now + pause.max(Duration::from_micros(1));
+    world.at(next, move |world| clients(world, every, end, cancels));
+}
+
+fn strike(world: &mut World, fault: Fault, word: u64, endpoints: &[Endpoint]) {
+    let mut rng = Rng::new(word);
+    let addresses: Vec<Address> = world.hosts.keys().cloned().collect();
+    let address = addresses[rng.below(addresses.len())].clone();
+    let heal_after = ms(50 << rng.below(8));
+    let well = Host::serving(world.hosts[&address].latency);
+    let mut sick = well;
+    match fault {
+        Fault::Refuse => sick.dialling = Dialling::Refuse,
+        Fault::Die => {
+            sick.dialling = Dialling::Refuse;
+            world.hosts.insert(address.clone(), sick);
+            world.cut(&address);
+        }
+        Fault::Freeze => {
+            sick.dialling = Dialling::Hang;
+            sick.answers = Answers::Stall;
+        }
+        Fault::Goaway => world.goaway(&address),
+        Fault::Wear => world.wear(&address),
+        Fault::CloseAtOnce => {
+            sick.dialling = Dialling::CloseAfter(ms(rng.below(400) as u64));
+            world.hosts.insert(address.clone(), sick);
+            world.cut(&address);
+        }
+        Fault::SlowDial => {
+            sick.dial_delay = world.settings.budget.mul_f64(1.5 * rng.unit());
+            world.cut(&address);
+        }
+        Fault::Errors => {
+            sick.answers = Answers::Fail(StatusCode::UNAVAILABLE, Duration::from_micros(200));
+        }
+        Fault::Stall => sick.answers = Answers::Stall,
+        Fault::Shuffle => {
+            let mut list: Vec<Endpoint> = world_list(world);
+            list.extend(list.clone().into_iter().filter(|_| rng.below(2) == 0));
+            for i in (1..list.len()).rev() {
+                list.swap(i, rng.below(i + 1));
+            }
+            let (deeds, publications) = (world.deeds, world.publications);
+            let limited = world.settings.config.max_endpoints < list.len();
+            let settled = world.settings.lag.is_zero() && world.balancer.poll_timeout().is_none();
+            world.resolve(list);
+            if settled && !limited && world.publications > 0 {
+                let now = (world.deeds, world.publications);
+                assert_eq!(now, (deeds, publications), "the same list was work");
+            }
+            return;
+        }
+        Fault::Shrink => {
+            let list = endpoints
+                .iter()
+                .filter(|_| rng.below(2) == 0)
+                .cloned()
+                .collect();
+            return world.resolve(list);
+        }
+        Fault::Restore => return world.resolve(endpoints.to_vec()),
+        Fault::Reweigh => {
+            let heavier = endpoints.iter().map(|endpoint| {
+                let weight = 1 + rng.below(9) as u32;
+                endpoint
+                    .clone()
+                    .with_weight(weight)
+                    .expect("it is at least 1")
+            });
+            let list = heavier.collect();
+            return world.resolve(list);
+        }
+        Fault::Rename => {
+            let name = format!("tenant-{}", rng.below(3));
+            let list = endpoints
+                .iter()
+                .map(|endpoint| endpoint.clone().with_id(&*name));
+            return world.resolve(list.collect());
+        }
+        Fault::Empty => return world.resolve(Vec::new()),
+        Fault::NoAnswer => return world.resolve_failed(),
+        Fault::Burst => {
+            for _ in 0..100 {
+                world.call(Request::default());
+            }
+            return;
+        }
+    }
+    world.hosts.insert(address.clone(), sick);
+    world.at(world.now + heal_after, move |world| {
+        world.hosts.insert(address, well);
+    });
+}
+
+/// The list in force.
+fn world_list(world: &World) -> Vec<Endpoint> {
+    world
+        .balancer
+        .endpoints()
+        .map(|view| Endpoint::clone(view.endpoint))
+        .collect()
+}
+
+/// Prints the end of the trace when a run fails.
+struct WordsOnPanic;
+
+impl WordsOnPanic {
+    fn watch<T>(&self, world: &mut World, run: impl FnOnce(&mut World) -> T) -> T {
+        let run = std::panic::AssertUnwindSafe(|| run(world));
+        match std::panic::catch_unwind(run) {
+            Ok(outcome) => outcome,
+            Err(panic) => {
+                for line in world.trace.words.iter().flatten() {
+                    eprintln!("{line}");
+                }
+                std::panic::resume_unwind(panic)
+            }
+        }
+    }
+}
