@@ -592,10 +592,12 @@ async fn serve(
             }
         }
     }
-    record.send_modify(|record| record.closed = true);
     if !written {
         writing.abort();
     }
+    // First the socket, then the word of it.
+    drop(reader);
+    record.send_modify(|record| record.closed = true);
 }
 
 fn take(buffer: &mut BytesMut) -> Option<Frame> {

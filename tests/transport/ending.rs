@@ -260,47 +260,133 @@ async fn a_connection_lost_after_the_request_left_is_unavailable_and_says_why() 
     }
 }
 
-/// 300 connections die while calls are being made: what says that it never left was never received,
-/// and comes back; and both outcomes are seen, or the race was none.
-#[tokio::test]
+/// The server is gone, and the connection's task has not been told: h2 still takes the call.
+#[test]
+fn a_call_taken_by_a_dead_connection_never_left() {
+    let runtime = || {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_all().build().unwrap()
+    };
+    let (tell_address, address) = std::sync::mpsc::channel();
+    let (kill, killing) = tokio::sync::oneshot::channel();
+    let (tell_dead, dead) = std::sync::mpsc::channel();
+    let serving = std::thread::spawn(move || {
+        runtime().block_on(async {
+            let server = FrameServer::start(Script::default()).await;
+            tell_address.send(server.address()).unwrap();
+            killing.await.unwrap();
+            let peer = server.peer(0).await;
+            peer.kill();
+            peer.closed().await;
+            tell_dead.send(peer.streams()).unwrap();
+        });
+    });
+    let address = address.recv().unwrap();
+    runtime().block_on(async {
+        let connection = dial(address).await;
+        let call = connection.call(unary(b"?"), slot(&connection));
+        kill.send(()).unwrap();
+        // Blocks this thread on purpose: nothing of the client runs until the server is gone.
+        let seen = dead.recv_timeout(PATIENCE).unwrap();
+        let lost = error(within(call).await);
+        assert_eq!(
+            (lost.status.code(), lost.reached),
+            (Code::Unavailable, Reached::No)
+        );
+        assert!(
+            lost.status.message().contains("reset by peer"),
+            "{}",
+            lost.status
+        );
+        let again = lost.request.expect("handed back");
+        assert!(matches!(again.payload, Payload::Whole(message) if message == framed(b"?")));
+        assert_eq!(seen, [0; 0], "the server saw no head");
+        assert_eq!(connection.slots().open(), 0);
+    });
+    serving.join().unwrap();
+}
+
+/// Connections die while calls are made: whatever is said never to have left was not received.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_never_left_is_told_apart_from_what_did() {
-    let (mut kept, mut gone) = (0, 0);
+    let (mut refused, mut kept, mut gone) = (0, 0, 0);
     for round in 0..300u32 {
         let (_server, connection, peer) = pair(Script {
             stream: stream(|_| vec![]),
             ..Script::default()
         })
         .await;
-        let slots = [slot(&connection), slot(&connection)];
+        let calls = [slot(&connection), slot(&connection)];
         peer.kill();
         // A different number of turns for the other tasks each time.
         for _ in 0..round % 20 {
             tokio::task::yield_now().await;
         }
-        for slot in slots {
+        for slot in calls {
             let lost = error(within(connection.call(unary(b"?"), slot)).await);
             assert_eq!(lost.status.code(), Code::Unavailable, "{}", lost.status);
-            match lost.reached {
-                Reached::No => {
+            match (lost.reached, lost.request.map(|request| request.payload)) {
+                (Reached::No, Some(Payload::Untouched(_))) => refused += 1,
+                (Reached::No, Some(Payload::Whole(message))) => {
                     kept += 1;
-                    let again = lost.request.expect("handed back");
-                    let Payload::Whole(message) = again.payload else {
-                        assert!(matches!(again.payload, Payload::Untouched(_)));
-                        continue;
-                    };
                     assert_eq!(message, framed(b"?"));
-                    assert_eq!(peer.streams().len(), 0, "a head arrived");
+                    peer.closed().await;
+                    assert_eq!(peer.streams(), [0; 0], "a head arrived");
                 }
-                Reached::Maybe => {
-                    gone += 1;
-                    assert!(lost.request.is_none());
-                }
-                Reached::Refused => panic!("nobody refused"),
+                (Reached::Maybe, None) => gone += 1,
+                other => panic!("round {round}: {other:?}"),
             }
         }
     }
-    println!("{kept} handed back, {gone} not");
-    assert!(kept > 0, "the race never hit");
+    println!("{refused} not taken, {kept} taken and never written, {gone} written");
+    assert_eq!(refused + kept + gone, 600);
+    assert!(
+        refused > 0,
+        "the second call of a round finds the connection dead"
+    );
+}
+
+/// Accepts, allows everything, reads nothing.
+#[tokio::test]
+async fn a_server_that_reads_nothing_cannot_hold_a_connection_open() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let patience = Duration::from_millis(200);
+    let options = Http2Options::default()
+        .with_keepalive(PATIENCE * 10, patience)
+        .unwrap();
+    let accept = async {
+        let (mut socket, _) = listener.accept().await.unwrap();
+        let window = [0x7f, 0xff, 0, 0];
+        let mut bytes = vec![0, 0, 6, kind::SETTINGS, 0, 0, 0, 0, 0, 0, 4];
+        bytes.extend(window);
+        bytes.extend([0, 0, 4, kind::WINDOW_UPDATE, 0, 0, 0, 0, 0]);
+        bytes.extend(window);
+        tokio::io::AsyncWriteExt::write_all(&mut socket, &bytes)
+            .await
+            .unwrap();
+        socket
+    };
+    let (_socket, connection) = tokio::join!(accept, dial_with(options, address));
+    // More than the kernels of both sides hold.
+    let message = vec![0; 64 << 20];
+    let call = tokio::spawn(connection.call(unary(&message), slot(&connection)));
+    let mut sent = 0;
+    loop {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        match connection.traffic().sent {
+            0 => {}
+            now if now == sent => break,
+            now => sent = now,
+        }
+    }
+    call.abort();
+    eventually("the slot is free", || connection.slots().open() == 0).await;
+    let mut watch = connection.condition();
+    drop(connection);
+    let found = within(watch.wait_for(closed)).await.unwrap();
+    let text = format!("{:?}", *found);
+    assert!(text.contains("not closed in time"), "{text}");
 }
 
 #[tokio::test]
