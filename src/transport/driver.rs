@@ -79,8 +79,8 @@ impl Driver {
         if self.h2.max_concurrent_send_streams() == NO_SETTINGS {
             return Poll::Pending;
         }
-        if let Some(draining) = self.probe(cx) {
-            return Poll::Ready(Err(draining));
+        if let Some(refused) = self.probe(cx) {
+            return Poll::Ready(Err(self.refusal(&refused)));
         }
         self.publish_limit();
         Poll::Ready(Ok(()))
@@ -94,29 +94,35 @@ impl Driver {
     }
 
     /// Why new streams are refused here, if they are.
-    fn probe(&mut self, cx: &mut Context<'_>) -> Option<ConnectError> {
+    fn probe(&mut self, cx: &mut Context<'_>) -> Option<h2::Error> {
         match self.probe.as_mut()?.poll_ready(cx) {
-            Poll::Ready(Err(error)) => Some(match error.is_go_away() && error.is_remote() {
-                true => self
-                    .link
-                    .error(format_args!("the server sent GOAWAY: {error}")),
-                false => self.link.error(error),
-            }),
+            Poll::Ready(Err(error)) => Some(error),
             _ => None,
         }
     }
 
-    /// Why the connection ended, from what h2 and the socket said.
+    /// The same in words.
+    fn refusal(&self, error: &h2::Error) -> ConnectError {
+        match error.is_go_away() && error.is_remote() {
+            true => self
+                .link
+                .error(format_args!("the server sent GOAWAY: {error}")),
+            false => self.link.error(error),
+        }
+    }
+
+    /// Why the connection ended, from what the server, the socket and h2 said.
     fn ending(&mut self, result: Result<(), h2::Error>) -> ConnectError {
-        let goaway = self.draining.take().or_else(|| {
-            // Without open streams a GOAWAY ends h2 in the poll that reads it. A lost socket shows in
-            // the probe as well, but its own words are better.
-            let lost = matches!(&result, Err(error) if error.is_io());
-            let mut cx = Context::from_waker(std::task::Waker::noop());
-            if lost { None } else { self.probe(&mut cx) }
-        });
+        if let Some(draining) = self.draining.take() {
+            return draining;
+        }
+        // Without open streams a GOAWAY ends h2 in the poll that reads it.
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let goaway = self
+            .probe(&mut cx)
+            .filter(|error| error.is_go_away() && error.is_remote());
         match (goaway, self.link.lost(), result) {
-            (Some(goaway), _, _) => goaway,
+            (Some(goaway), _, _) => self.refusal(&goaway),
             (None, Some(lost), _) => lost.clone(),
             (None, None, Err(error)) => self.link.error(error),
             (None, None, Ok(())) => self.link.error("closed"),
@@ -128,7 +134,8 @@ impl Driver {
         if self.draining.is_some() || self.link.lost().is_some() {
             return;
         }
-        if let Some(draining) = self.probe(cx) {
+        if let Some(refused) = self.probe(cx) {
+            let draining = self.refusal(&refused);
             self.link.advance(Condition::Draining(draining.clone()));
             self.draining = Some(draining);
             return;
