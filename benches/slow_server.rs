@@ -76,13 +76,17 @@ async fn lanes(addresses: &[SocketAddr]) -> Vec<Lane> {
         lane("tonic balance_list", tonic_balance(addresses)),
         lane(PEAK_EWMA, tower_peak_ewma(addresses)),
     ];
-    lanes.extend(equipoise_lane(addresses).await);
+    lanes.push(lane(OURS, ours(addresses).await));
     lanes
 }
 
-/// The channel of this crate; it has no lane before it exists.
-async fn equipoise_lane(_addresses: &[SocketAddr]) -> Option<Lane> {
-    None
+/// The channel of this crate, as it comes.
+async fn ours(addresses: &[SocketAddr]) -> equipoise::Channel {
+    let endpoints = addresses.iter().map(|&address| address.into());
+    let channel = equipoise::Channel::from_endpoints(endpoints)
+        .connect()
+        .await;
+    channel.expect("the servers are up")
 }
 
 fn lane<C: Client + Sync>(name: &'static str, client: C) -> Lane {

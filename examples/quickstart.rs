@@ -81,7 +81,9 @@ async fn show(length: Duration) -> Result<bool, Box<dyn std::error::Error + Send
     }
     let mut stop = servers[2].stop.take();
     let endpoints = |of: &[usize]| -> Vec<Endpoint> {
-        of.iter().map(|&i| Endpoint::from(servers[i].address)).collect()
+        of.iter()
+            .map(|&i| Endpoint::from(servers[i].address))
+            .collect()
     };
 
     // This is all there is to it: a channel over the endpoints, under a generated client.
@@ -126,7 +128,10 @@ async fn show(length: Duration) -> Result<bool, Box<dyn std::error::Error + Send
     }
     screen.draw("done", &channel, &servers, &tally)?;
 
-    let (ok, failed) = (tally.ok.load(Ordering::Relaxed), tally.failed.load(Ordering::Relaxed));
+    let (ok, failed) = (
+        tally.ok.load(Ordering::Relaxed),
+        tally.failed.load(Ordering::Relaxed),
+    );
     let ready = channel
         .endpoints()
         .iter()
@@ -209,7 +214,9 @@ impl Screen {
                 .position(|s| s.address.to_string() == endpoint.address.to_string())
                 .map_or(0, |i| i + 1);
             let time = |d: Option<Duration>| {
-                d.map_or("-".to_owned(), |d| format!("{:.1} ms", d.as_secs_f64() * 1e3))
+                d.map_or("-".to_owned(), |d| {
+                    format!("{:.1} ms", d.as_secs_f64() * 1e3)
+                })
             };
             rows.push(format!(
                 "{:<24}{:<20}{:>9}{:>10}{:>10}{:>10}",
@@ -266,11 +273,15 @@ struct Demo {
     work: Duration,
 }
 
-type Replies = std::pin::Pin<Box<dyn tokio_stream::Stream<Item = Result<HelloReply, Status>> + Send>>;
+type Replies =
+    std::pin::Pin<Box<dyn tokio_stream::Stream<Item = Result<HelloReply, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl Greeter for Demo {
-    async fn say_hello(&self, request: Request<HelloRequest>) -> Result<Response<HelloReply>, Status> {
+    async fn say_hello(
+        &self,
+        request: Request<HelloRequest>,
+    ) -> Result<Response<HelloReply>, Status> {
         tokio::time::sleep(self.work).await;
         Ok(Response::new(HelloReply {
             message: format!("hello, {}", request.into_inner().name),

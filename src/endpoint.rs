@@ -48,7 +48,10 @@ impl FromStr for Address {
             return Err(Error::address(text, "port 0 cannot be dialled"));
         }
         if address.ip().is_unspecified() {
-            return Err(Error::address(text, "the unspecified address cannot be dialled"));
+            return Err(Error::address(
+                text,
+                "the unspecified address cannot be dialled",
+            ));
         }
         Ok(Self::Tcp(address))
     }
@@ -124,7 +127,9 @@ impl Endpoint {
             }
         }
         if distinct.is_empty() {
-            return Err(Error::config("an endpoint needs at least one address, got none"));
+            return Err(Error::config(
+                "an endpoint needs at least one address, got none",
+            ));
         }
         Ok(Self {
             addresses: distinct,

@@ -48,6 +48,14 @@
 //!
 //! [tonic]: https://docs.rs/tonic
 
+#![warn(
+    missing_docs,
+    missing_debug_implementations,
+    unreachable_pub,
+    clippy::unwrap_used
+)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 pub mod balancer;
 mod channel;
 mod clock;

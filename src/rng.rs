@@ -71,7 +71,10 @@ mod tests {
         for _ in 0..70_000 {
             hits[scale(rng.word(), 7)] += 1;
         }
-        assert!(hits.iter().all(|&h| (9_600..10_400).contains(&h)), "{hits:?}");
+        assert!(
+            hits.iter().all(|&h| (9_600..10_400).contains(&h)),
+            "{hits:?}"
+        );
         assert_eq!(scale(u64::MAX, 0), 0);
         assert_eq!(scale(u64::MAX, 5), 4);
     }

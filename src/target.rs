@@ -106,7 +106,10 @@ impl FromStr for Target {
             "dns" => vec![literal(text, dns_host(text, rest)?)?],
             "http" => vec![literal(text, http_host(text, rest)?)?],
             "https" => {
-                return Err(Error::target(text, "https needs TLS, which this version does not have"));
+                return Err(Error::target(
+                    text,
+                    "https needs TLS, which this version does not have",
+                ));
             }
             unknown => {
                 return Err(Error::target(
@@ -137,7 +140,10 @@ fn check_text(text: &str) -> Result<(), Error> {
         return Err(Error::target(text, "a target must not be empty"));
     }
     if text.chars().any(char::is_control) {
-        return Err(Error::target(text, "a target must not hold control characters"));
+        return Err(Error::target(
+            text,
+            "a target must not hold control characters",
+        ));
     }
     Ok(())
 }
@@ -218,9 +224,14 @@ fn dns_host<'a>(text: &str, rest: &'a str) -> Result<&'a str, Error> {
             Some(("", host)) => Ok(host),
             Some((server, _)) => Err(Error::target(
                 text,
-                format_args!("a name server in the target ({server:?}) is not supported; write dns:///host:port"),
+                format_args!(
+                    "a name server in the target ({server:?}) is not supported; write dns:///host:port"
+                ),
             )),
-            None => Err(Error::target(text, "write dns:///host:port, with three slashes")),
+            None => Err(Error::target(
+                text,
+                "write dns:///host:port, with three slashes",
+            )),
         },
     }
 }
@@ -231,7 +242,10 @@ fn http_host<'a>(text: &str, rest: &'a str) -> Result<&'a str, Error> {
         .ok_or_else(|| Error::target(text, "write http://host:port"))?;
     let host = host.strip_suffix('/').unwrap_or(host);
     if host.contains(['/', '?', '#', '@']) {
-        return Err(Error::target(text, "only http://host:port, without path, query or user"));
+        return Err(Error::target(
+            text,
+            "only http://host:port, without path, query or user",
+        ));
     }
     Ok(host)
 }
@@ -302,7 +316,10 @@ mod tests {
             ("ipv4:unix:/a", "not an IPv4 address"),
             ("unix:", "needs a path"),
             ("unix://host/a", "no host"),
-            ("sttic:127.0.0.1:1", "unknown scheme \"sttic\"; known are static"),
+            (
+                "sttic:127.0.0.1:1",
+                "unknown scheme \"sttic\"; known are static",
+            ),
             ("consul:///greeter", "unknown scheme \"consul\""),
             ("dns://8.8.8.8/127.0.0.1:1", "name server"),
             ("dns://127.0.0.1:1", "three slashes"),

@@ -68,7 +68,9 @@ pub(super) async fn run<N: Connection>(
             Some(Ok(response)) => return Ok(call.respond(response, in_flight)),
             None => {
                 in_flight.end(Outcome::Answered(StatusCode::DEADLINE_EXCEEDED));
-                return Err(call.labels.deadline_exceeded("while waiting for the response"));
+                return Err(call
+                    .labels
+                    .deadline_exceeded("while waiting for the response"));
             }
             Some(Err(CallError {
                 mut status,
@@ -109,10 +111,8 @@ pub(super) struct Labels {
 impl Labels {
     /// DEADLINE_EXCEEDED, saying in which phase.
     pub(super) fn deadline_exceeded(&self, phase: &str) -> Status {
-        let mut status = Status::deadline_exceeded(format!(
-            "deadline of {:?} exceeded {phase}",
-            self.timeout
-        ));
+        let mut status =
+            Status::deadline_exceeded(format!("deadline of {:?} exceeded {phase}", self.timeout));
         self.put_on(&mut status);
         status
     }
@@ -301,7 +301,10 @@ impl Call {
         let core = &*shared.core;
         let snapshot = core.snapshot.load();
         if snapshot.state == Connectivity::Shutdown {
-            return Look::Fail(unavailable(snapshot.why.as_deref(), "the channel is closed"));
+            return Look::Fail(unavailable(
+                snapshot.why.as_deref(),
+                "the channel is closed",
+            ));
         }
         if let Some(look) = self.look_at_wanted(&snapshot) {
             return look;

@@ -113,7 +113,10 @@ mod tests {
         for nanos in [0, 1, 999, 99_999_999, 100_000_000, 123_456_789_012, 1 << 60] {
             let left = Duration::from_nanos(nanos);
             let read = parse(&format(left)).unwrap();
-            assert!(read <= left && left - read <= left / 1_000, "{left:?} {read:?}");
+            assert!(
+                read <= left && left - read <= left / 1_000,
+                "{left:?} {read:?}"
+            );
         }
     }
 }

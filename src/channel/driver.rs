@@ -342,7 +342,9 @@ impl<C: Connector> Driver<C> {
             self.cut_offs.pop_first();
             if let Some(known) = self.connections.get(&id) {
                 let drain = self.limits.drain;
-                known.control.abort(&format!("drain deadline of {drain:?} passed"));
+                known
+                    .control
+                    .abort(&format!("drain deadline of {drain:?} passed"));
             }
         }
     }
@@ -429,7 +431,10 @@ impl<C: Connector> Driver<C> {
         self.seats.clear();
         let mut abandoned = false;
         while !self.connections.is_empty() {
-            let cut_off = self.cut_offs.first().map(|&(at, _)| self.core.clock.instant(at));
+            let cut_off = self
+                .cut_offs
+                .first()
+                .map(|&(at, _)| self.core.clock.instant(at));
             tokio::select! {
                 command = self.commands.recv(), if !abandoned => match command {
                     Some(Command::Close(done)) => farewells.push(done),

@@ -87,6 +87,11 @@ impl Served {
 
 impl fmt::Debug for Served {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Served by {} in attempt {}", self.endpoint.address(), self.attempts)
+        write!(
+            f,
+            "Served by {} in attempt {}",
+            self.endpoint.address(),
+            self.attempts
+        )
     }
 }

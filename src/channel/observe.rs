@@ -74,7 +74,12 @@ impl EndpointStatus {
             in_flight: seat.load.in_flight(),
             picks: seat.load.picks(),
             outcomes: (0..StatusCode::COUNT as i32)
-                .map(|n| (Code::from_i32(n), outcomes.answered(StatusCode::new(n as u8))))
+                .map(|n| {
+                    (
+                        Code::from_i32(n),
+                        outcomes.answered(StatusCode::new(n as u8)),
+                    )
+                })
                 .filter(|&(_, count)| count > 0)
                 .collect(),
             cancelled: outcomes.cancelled(),

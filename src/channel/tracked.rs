@@ -59,7 +59,9 @@ impl<N> InFlight<N> {
         self.ended = true;
         // An expired or cancelled stream counts as what it took, not as its quick first message.
         let now = match (self.first, outcome) {
-            (Some(first), Outcome::Answered(code)) if code != StatusCode::DEADLINE_EXCEEDED => first,
+            (Some(first), Outcome::Answered(code)) if code != StatusCode::DEADLINE_EXCEEDED => {
+                first
+            }
             _ => self.clock.now(),
         };
         let completion = Completion {
@@ -157,7 +159,9 @@ impl<N: Connection> Body for ResponseBody<N> {
             };
             call.in_flight
                 .end(Outcome::Answered(StatusCode::DEADLINE_EXCEEDED));
-            let status = call.labels.deadline_exceeded("while the response was under way");
+            let status = call
+                .labels
+                .deadline_exceeded("while the response was under way");
             return Poll::Ready(Some(Err(status)));
         }
         Poll::Ready(match ready!(polled) {
@@ -199,7 +203,9 @@ impl<N: Connection> Body for ResponseBody<N> {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+        self.inner
+            .as_ref()
+            .map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
     }
 }
 

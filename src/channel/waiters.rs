@@ -197,10 +197,9 @@ impl Ticket {
     /// Takes the news, to be looked into now. What comes after this is news again.
     pub(super) fn take_news(&self) -> Told {
         let mut line = self.waiters.line();
-        let news = line
-            .entries
-            .get_mut(&self.id)
-            .map_or(News::Nothing, |e| std::mem::replace(&mut e.news, News::Nothing));
+        let news = line.entries.get_mut(&self.id).map_or(News::Nothing, |e| {
+            std::mem::replace(&mut e.news, News::Nothing)
+        });
         Told(news)
     }
 
@@ -308,7 +307,9 @@ mod tests {
 
         fn sleep(&self) -> bool {
             let waker = Waker::from(self.woken.clone());
-            self.ticket.poll_news(&mut Context::from_waker(&waker)).is_pending()
+            self.ticket
+                .poll_news(&mut Context::from_waker(&waker))
+                .is_pending()
         }
 
         fn times(&self) -> u32 {

@@ -29,11 +29,18 @@ fn bad_targets() {
         ("unix:", "needs a path"),
         ("https://127.0.0.1:50051", "TLS"),
     ] {
-        says(Channel::builder(target).unwrap_err(), &[rule, &format!("{target:?}")]);
+        says(
+            Channel::builder(target).unwrap_err(),
+            &[rule, &format!("{target:?}")],
+        );
         says(BalanceLayer::builder(target).unwrap_err(), &[rule]);
     }
     // A scheme nobody knows may have a resolver of its own, so it is judged when the channel is built.
-    for target in ["sttic:127.0.0.1:50051", "greeter:50051", "consul:///greeter"] {
+    for target in [
+        "sttic:127.0.0.1:50051",
+        "greeter:50051",
+        "consul:///greeter",
+    ] {
         let error = Channel::builder(target).unwrap().build().unwrap_err();
         says(error, &["known", "static", &format!("{target:?}")]);
     }
@@ -43,20 +50,74 @@ fn bad_targets() {
 fn bad_durations_and_numbers() {
     let zero = Duration::ZERO;
     let day = Duration::from_secs(86_400);
-    says(builder().timeout(zero).build().unwrap_err(), &["timeout", "0ns"]);
-    says(builder().connect_timeout(zero).build().unwrap_err(), &["connect_timeout", "0ns", "1h"]);
-    says(builder().connect_timeout(day).build().unwrap_err(), &["connect_timeout", "86400s"]);
-    says(builder().drain_deadline(2 * day).build().unwrap_err(), &["drain_deadline", "24h"]);
-    says(builder().connect_rate(0).build().unwrap_err(), &["connect", "rate", "0"]);
-    says(builder().max_endpoints(0).build().unwrap_err(), &["max", "endpoints", "0"]);
-    says(builder().keepalive(zero, day).build().unwrap_err(), &["keepalive", "0ns"]);
-    says(builder().authority("not an authority").build().unwrap_err(), &["authority", "not an authority"]);
+    says(
+        builder().timeout(zero).build().unwrap_err(),
+        &["timeout", "0ns"],
+    );
+    says(
+        builder().connect_timeout(zero).build().unwrap_err(),
+        &["connect_timeout", "0ns", "1h"],
+    );
+    says(
+        builder().connect_timeout(day).build().unwrap_err(),
+        &["connect_timeout", "86400s"],
+    );
+    says(
+        builder().drain_deadline(2 * day).build().unwrap_err(),
+        &["drain_deadline", "24h"],
+    );
+    says(
+        builder().connect_rate(0).build().unwrap_err(),
+        &["connect", "rate", "0"],
+    );
+    says(
+        builder().max_endpoints(0).build().unwrap_err(),
+        &["max", "endpoints", "0"],
+    );
+    says(
+        builder().keepalive(zero, day).build().unwrap_err(),
+        &["keepalive", "0ns"],
+    );
+    says(
+        builder().authority("not an authority").build().unwrap_err(),
+        &["authority", "not an authority"],
+    );
     for (bad, word) in [
-        (Backoff { base: zero, ..Backoff::default() }, "base"),
-        (Backoff { multiplier: 0.5, ..Backoff::default() }, "multiplier"),
-        (Backoff { multiplier: f64::NAN, ..Backoff::default() }, "multiplier"),
-        (Backoff { jitter: 1.5, ..Backoff::default() }, "jitter"),
-        (Backoff { cap: zero, ..Backoff::default() }, "cap"),
+        (
+            Backoff {
+                base: zero,
+                ..Backoff::default()
+            },
+            "base",
+        ),
+        (
+            Backoff {
+                multiplier: 0.5,
+                ..Backoff::default()
+            },
+            "multiplier",
+        ),
+        (
+            Backoff {
+                multiplier: f64::NAN,
+                ..Backoff::default()
+            },
+            "multiplier",
+        ),
+        (
+            Backoff {
+                jitter: 1.5,
+                ..Backoff::default()
+            },
+            "jitter",
+        ),
+        (
+            Backoff {
+                cap: zero,
+                ..Backoff::default()
+            },
+            "cap",
+        ),
     ] {
         says(builder().backoff(bad).build().unwrap_err(), &[word]);
     }
@@ -66,11 +127,23 @@ fn bad_durations_and_numbers() {
 fn bad_policies_weights_and_addresses() {
     says(LeastRequest::choices(1).unwrap_err(), &["1", "2..="]);
     says(LeastRequest::choices(1_000).unwrap_err(), &["1000"]);
-    says(Adaptive::with_window(Duration::ZERO).unwrap_err(), &["window", "0ns"]);
-    says(Adaptive::with_window(Duration::from_secs(3_600)).unwrap_err(), &["window", "3600s"]);
+    says(
+        Adaptive::with_window(Duration::ZERO).unwrap_err(),
+        &["window", "0ns"],
+    );
+    says(
+        Adaptive::with_window(Duration::from_secs(3_600)).unwrap_err(),
+        &["window", "3600s"],
+    );
     let address: equipoise::Address = "127.0.0.1:1".parse().unwrap();
-    says(Endpoint::new(address).with_weight(0).unwrap_err(), &["127.0.0.1:1", "weight 0"]);
-    says("localhost:1".parse::<equipoise::Address>().unwrap_err(), &["localhost:1", "expected ip:port"]);
+    says(
+        Endpoint::new(address).with_weight(0).unwrap_err(),
+        &["127.0.0.1:1", "weight 0"],
+    );
+    says(
+        "localhost:1".parse::<equipoise::Address>().unwrap_err(),
+        &["localhost:1", "expected ip:port"],
+    );
 }
 
 #[test]
@@ -89,6 +162,10 @@ fn a_list_that_belongs_to_a_resolver_is_not_set_by_hand() {
             Box::pin(futures_util::stream::empty())
         }
     }
-    let channel = Channel::builder("shop:cart").unwrap().resolver(Nobody).build().unwrap();
+    let channel = Channel::builder("shop:cart")
+        .unwrap()
+        .resolver(Nobody)
+        .build()
+        .unwrap();
     says(channel.set_endpoints([]).unwrap_err(), &["resolver"]);
 }

@@ -24,7 +24,10 @@ async fn all_four_kinds() {
     let (channel, mut client) = client(&[&a, &b]).await;
 
     let reply = client.say_hello(hello(10)).await.unwrap().into_inner();
-    assert_eq!((reply.message.as_str(), reply.payload.len()), ("hello you", 10));
+    assert_eq!(
+        (reply.message.as_str(), reply.payload.len()),
+        ("hello you", 10)
+    );
 
     let request = CountdownRequest {
         count: 50,
@@ -95,7 +98,11 @@ async fn large_messages_both_ways() {
         .max_decoding_message_size(limit)
         .max_encoding_message_size(limit);
     // tonic's servers take 4 MiB unless told otherwise; a stream of such messages is as long as one likes.
-    let reply = client.say_hello(hello(4 << 20 >> 1)).await.unwrap().into_inner();
+    let reply = client
+        .say_hello(hello(4 << 20 >> 1))
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(reply.payload.len(), 4 << 20 >> 1);
 
     let replies = client
@@ -103,7 +110,10 @@ async fn large_messages_both_ways() {
         .await
         .unwrap()
         .into_inner();
-    let bytes: usize = replies.map(|r| r.unwrap().payload.len()).fold(0, |a, b| async move { a + b }).await;
+    let bytes: usize = replies
+        .map(|r| r.unwrap().payload.len())
+        .fold(0, |a, b| async move { a + b })
+        .await;
     assert_eq!(bytes, 20 << 20);
 
     let request = CountdownRequest {
@@ -122,18 +132,28 @@ async fn large_messages_both_ways() {
 async fn interceptors_see_and_refuse_calls() {
     let a = server("a");
     let channel = crate::ready(&[&a]).await;
-    let mut allowed = GreeterClient::with_interceptor(channel.clone(), |mut request: Request<()>| {
-        request.metadata_mut().insert("x-tenant", "blue".parse().unwrap());
-        Ok(request)
-    });
+    let mut allowed =
+        GreeterClient::with_interceptor(channel.clone(), |mut request: Request<()>| {
+            request
+                .metadata_mut()
+                .insert("x-tenant", "blue".parse().unwrap());
+            Ok(request)
+        });
     allowed.say_hello(hello(0)).await.unwrap();
 
     let mut refused = GreeterClient::with_interceptor(channel.clone(), |_: Request<()>| {
         Err(Status::unauthenticated("no badge"))
     });
     let status = refused.say_hello(hello(0)).await.unwrap_err();
-    assert_eq!((status.code(), status.message()), (Code::Unauthenticated, "no badge"));
-    assert_eq!(channel.endpoints()[0].picks, 1, "a refused call goes nowhere");
+    assert_eq!(
+        (status.code(), status.message()),
+        (Code::Unauthenticated, "no badge")
+    );
+    assert_eq!(
+        channel.endpoints()[0].picks,
+        1,
+        "a refused call goes nowhere"
+    );
 }
 
 #[tokio::test]
@@ -145,7 +165,10 @@ async fn a_servers_own_error_comes_through_unedited() {
         ..hello(0)
     };
     let status = client.say_hello(request).await.unwrap_err();
-    assert_eq!((status.code(), status.message()), (Code::NotFound, "a was told to fail"));
+    assert_eq!(
+        (status.code(), status.message()),
+        (Code::NotFound, "a was told to fail")
+    );
     assert!(status.metadata().get("equipoise-endpoint").is_none());
     assert_eq!(channel.endpoints()[0].outcome(Code::NotFound), 1);
     quiet(&channel).await;
@@ -157,12 +180,20 @@ async fn the_response_says_who_served_it() {
     let (_channel, mut client) = client(&[&a, &b]).await;
     for _ in 0..10 {
         let response = client.say_hello(hello(0)).await.unwrap();
-        let served = response.extensions().get::<Served>().expect("always there").clone();
+        let served = response
+            .extensions()
+            .get::<Served>()
+            .expect("always there")
+            .clone();
         let server = [&a, &b]
             .into_iter()
             .find(|s| served.endpoint().address().to_string() == s.address.to_string())
             .expect("one of ours");
-        let name = if server.address == a.address { "a" } else { "b" };
+        let name = if server.address == a.address {
+            "a"
+        } else {
+            "b"
+        };
         assert_eq!(response.into_inner().server, name);
         assert_eq!(served.attempts(), 1);
     }
@@ -190,7 +221,7 @@ async fn a_layer_over_a_connector_is_the_same_channel() {
 
 #[tokio::test]
 async fn a_unix_socket_is_an_endpoint_like_any_other() {
-    use crate::rig::greeter::{unix_server, UnixServer};
+    use crate::rig::greeter::{UnixServer, unix_server};
     let UnixServer { path, .. } = &unix_server("u");
     let channel = Channel::builder(format!("unix:{}", path.display()))
         .unwrap()
@@ -198,6 +229,17 @@ async fn a_unix_socket_is_an_endpoint_like_any_other() {
         .await
         .unwrap();
     let mut client = GreeterClient::new(channel.clone());
-    assert_eq!(client.say_hello(hello(0)).await.unwrap().into_inner().server, "u");
-    assert_eq!(channel.endpoints()[0].address.to_string(), format!("unix:{}", path.display()));
+    assert_eq!(
+        client
+            .say_hello(hello(0))
+            .await
+            .unwrap()
+            .into_inner()
+            .server,
+        "u"
+    );
+    assert_eq!(
+        channel.endpoints()[0].address.to_string(),
+        format!("unix:{}", path.display())
+    );
 }

@@ -100,7 +100,7 @@ async fn an_upload_that_never_ends() {
 
     let requests = stream::repeat(HelloRequest::default());
     let replies = client.chat(requests).await.unwrap().into_inner();
-    drop(replies.take(10).count().await);
+    assert_eq!(replies.take(10).count().await, 10);
     quiet(&channel).await;
 }
 
@@ -152,7 +152,10 @@ async fn dropped_at_every_single_poll() {
 #[tokio::test]
 async fn dropped_bodies_give_their_window_back() {
     let a = server("a");
-    let channel = Channel::from_endpoints([Endpoint::from(a.address)]).connect().await.unwrap();
+    let channel = Channel::from_endpoints([Endpoint::from(a.address)])
+        .connect()
+        .await
+        .unwrap();
     let mut client = GreeterClient::new(channel.clone()).max_decoding_message_size(16 << 20);
     let megabyte = CountdownRequest {
         count: 1,

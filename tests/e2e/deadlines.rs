@@ -28,7 +28,10 @@ fn ran_out<T: std::fmt::Debug>(result: Result<T, Status>, since: Instant) {
     let status = result.expect_err("it cannot succeed");
     assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
     assert!(took >= DEADLINE, "{took:?}");
-    assert!(took < DEADLINE + Duration::from_millis(200), "{took:?}: {status:?}");
+    assert!(
+        took < DEADLINE + Duration::from_millis(200),
+        "{took:?}: {status:?}"
+    );
 }
 
 #[tokio::test]
@@ -36,7 +39,10 @@ async fn while_there_is_no_endpoint() {
     let channel = Channel::from_endpoints([]).build().unwrap();
     let mut client = GreeterClient::new(channel.clone());
     let start = Instant::now();
-    ran_out(client.say_hello(patient(HelloRequest::default())).await, start);
+    ran_out(
+        client.say_hello(patient(HelloRequest::default())).await,
+        start,
+    );
     quiet(&channel).await;
 }
 
@@ -71,7 +77,9 @@ async fn while_resolving() {
 #[tokio::test]
 async fn while_connecting() {
     let hole = holes::black_hole();
-    let channel = Channel::from_endpoints([Endpoint::from(hole.address)]).build().unwrap();
+    let channel = Channel::from_endpoints([Endpoint::from(hole.address)])
+        .build()
+        .unwrap();
     let mut client = GreeterClient::new(channel.clone());
     let mut request = Request::new(HelloRequest::default());
     request.set_timeout(DEADLINE);
@@ -83,7 +91,9 @@ async fn while_connecting() {
 #[tokio::test]
 async fn while_backing_off() {
     let refused = holes::refused();
-    let channel = Channel::from_endpoints([Endpoint::from(refused.address)]).build().unwrap();
+    let channel = Channel::from_endpoints([Endpoint::from(refused.address)])
+        .build()
+        .unwrap();
     until("the first attempt has failed", || {
         channel.state() == equipoise::Connectivity::TransientFailure
     })
@@ -93,7 +103,10 @@ async fn while_backing_off() {
     let result = client.say_hello(patient(HelloRequest::default())).await;
     let message = result.as_ref().unwrap_err().message().to_owned();
     ran_out(result, start);
-    assert!(message.contains(&refused.address.to_string()), "names the culprit: {message}");
+    assert!(
+        message.contains(&refused.address.to_string()),
+        "names the culprit: {message}"
+    );
     quiet(&channel).await;
 }
 
@@ -133,7 +146,12 @@ async fn while_the_server_works() {
     let result = client.say_hello(patient(slow)).await;
     let status = result.as_ref().unwrap_err().clone();
     ran_out(result, start);
-    let named = status.metadata().get("equipoise-endpoint").unwrap().to_str().unwrap();
+    let named = status
+        .metadata()
+        .get("equipoise-endpoint")
+        .unwrap()
+        .to_str()
+        .unwrap();
     assert_eq!(named, a.address.to_string());
     quiet(&channel).await;
     assert_eq!(channel.endpoints()[0].outcome(Code::DeadlineExceeded), 1);
@@ -207,11 +225,15 @@ async fn a_deadline_of_nothing_sends_nothing() {
     assert_eq!(channel.endpoints()[0].picks, 0);
     // A huge one is no trouble either.
     let mut request = Request::new(HelloRequest::default());
-    request.metadata_mut().insert("grpc-timeout", "99999999H".parse().unwrap());
+    request
+        .metadata_mut()
+        .insert("grpc-timeout", "99999999H".parse().unwrap());
     client.say_hello(request).await.unwrap();
     // What is no timeout is no limit.
     let mut request = Request::new(HelloRequest::default());
-    request.metadata_mut().insert("grpc-timeout", "soon".parse().unwrap());
+    request
+        .metadata_mut()
+        .insert("grpc-timeout", "soon".parse().unwrap());
     client.say_hello(request).await.unwrap();
     quiet(&channel).await;
 }
@@ -225,7 +247,9 @@ async fn while_waiting_for_one_certain_endpoint() {
     let mut client = GreeterClient::new(channel.clone());
     let mut request = Request::new(HelloRequest::default());
     request.set_timeout(DEADLINE);
-    request.extensions_mut().insert(Override::strict(hole.address));
+    request
+        .extensions_mut()
+        .insert(Override::strict(hole.address));
     let start = Instant::now();
     ran_out(client.say_hello(request).await, start);
     // It blocks nobody else meanwhile.

@@ -16,13 +16,20 @@ fn runtime(workers: usize) -> tokio::runtime::Runtime {
         0 => tokio::runtime::Builder::new_current_thread(),
         _ => tokio::runtime::Builder::new_multi_thread(),
     };
-    builder.worker_threads(workers.max(1)).enable_all().build().unwrap()
+    builder
+        .worker_threads(workers.max(1))
+        .enable_all()
+        .build()
+        .unwrap()
 }
 
 #[test]
 fn built_outside_a_runtime_it_starts_with_the_first_call() {
     let a = server("a");
-    let channel = Channel::builder(target(&[a.address])).unwrap().build().unwrap();
+    let channel = Channel::builder(target(&[a.address]))
+        .unwrap()
+        .build()
+        .unwrap();
     assert_eq!(channel.state(), Connectivity::Connecting);
     assert!(format!("{channel:?}").contains("Connecting"));
     runtime(0).block_on(async {
@@ -40,7 +47,11 @@ fn dropping_a_channel_that_never_ran_is_fine() {
 #[tokio::test]
 async fn connect_waits_for_ready_or_says_why_not() {
     let a = server("a");
-    let channel = Channel::builder(target(&[a.address])).unwrap().connect().await.unwrap();
+    let channel = Channel::builder(target(&[a.address]))
+        .unwrap()
+        .connect()
+        .await
+        .unwrap();
     assert_eq!(channel.state(), Connectivity::Ready);
 
     let refused = holes::refused();
@@ -101,7 +112,9 @@ fn close_ends_waiting_calls_lets_others_finish_and_is_final() {
         let mut patient = client.clone();
         let waiting = tokio::spawn(async move {
             let mut request = Request::new(HelloRequest::default());
-            request.extensions_mut().insert(equipoise::Override::strict(hole.address));
+            request
+                .extensions_mut()
+                .insert(equipoise::Override::strict(hole.address));
             request.extensions_mut().insert(WaitForReady);
             let result = patient.say_hello(request).await;
             drop(hole);
@@ -121,7 +134,12 @@ fn close_ends_waiting_calls_lets_others_finish_and_is_final() {
         assert!(status.message().contains("closed"), "{status:?}");
         let status = client.say_hello(HelloRequest::default()).await.unwrap_err();
         assert_eq!(status.code(), Code::Unavailable);
-        assert!(channel.set_endpoints(endpoints(&[&a])).unwrap_err().is_closed());
+        assert!(
+            channel
+                .set_endpoints(endpoints(&[&a]))
+                .unwrap_err()
+                .is_closed()
+        );
         assert!(channel.endpoints().is_empty());
         channel.close().await;
         drop((channel, client));
@@ -212,7 +230,9 @@ async fn a_ready_but_unused_clone_blocks_nobody() {
     let channel = ready(&[&a]).await;
     let mut idle: Vec<Channel> = (0..2_000).map(|_| channel.clone()).collect();
     for clone in &mut idle {
-        std::future::poll_fn(|cx| clone.poll_ready(cx)).await.unwrap();
+        std::future::poll_fn(|cx| clone.poll_ready(cx))
+            .await
+            .unwrap();
     }
     let mut client = GreeterClient::new(channel.clone());
     for _ in 0..100 {
@@ -234,7 +254,10 @@ async fn the_state_can_be_awaited() {
         state = channel.state_changed(state).await;
     }
     channel.set_endpoints([]).unwrap();
-    assert_eq!(channel.state_changed(Connectivity::Ready).await, Connectivity::TransientFailure);
+    assert_eq!(
+        channel.state_changed(Connectivity::Ready).await,
+        Connectivity::TransientFailure
+    );
     let mut client = GreeterClient::new(channel);
     let status = client.say_hello(HelloRequest::default()).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable);

@@ -38,7 +38,10 @@ async fn ready(servers: &[&Server]) -> Channel {
         .await
         .expect("the servers run");
     until("every endpoint is ready", || {
-        channel.endpoints().iter().all(|e| e.state == Connectivity::Ready)
+        channel
+            .endpoints()
+            .iter()
+            .all(|e| e.state == Connectivity::Ready)
     })
     .await;
     channel

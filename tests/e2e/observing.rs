@@ -24,8 +24,14 @@ async fn every_figure_of_every_endpoint() {
         .unwrap();
     until("all have settled", || {
         let states = channel.endpoints();
-        states.iter().filter(|e| e.state == Connectivity::Ready).count() == 2
-            && states.iter().any(|e| e.state == Connectivity::TransientFailure)
+        states
+            .iter()
+            .filter(|e| e.state == Connectivity::Ready)
+            .count()
+            == 2
+            && states
+                .iter()
+                .any(|e| e.state == Connectivity::TransientFailure)
     })
     .await;
 
@@ -52,29 +58,46 @@ async fn every_figure_of_every_endpoint() {
         .iter()
         .map(|e| (e.outcome(Code::Ok), e.outcome(Code::NotFound)))
         .collect();
-    let sum = ends.iter().fold((0, 0), |sum, end| (sum.0 + end.0, sum.1 + end.1));
+    let sum = ends
+        .iter()
+        .fold((0, 0), |sum, end| (sum.0 + end.0, sum.1 + end.1));
     assert_eq!(sum, (80, 20));
     for address in [a.address, b.address] {
         let endpoint = of(address);
         // In turn, but for the moment between one endpoint's joining and the other's.
         assert!(endpoint.picks.abs_diff(50) <= 10, "{endpoint:?}");
-        assert_eq!(endpoint.outcome(Code::Ok) + endpoint.outcome(Code::NotFound), endpoint.picks);
-        assert_eq!((endpoint.cancelled, endpoint.refused, endpoint.in_flight), (0, 0, 0));
+        assert_eq!(
+            endpoint.outcome(Code::Ok) + endpoint.outcome(Code::NotFound),
+            endpoint.picks
+        );
+        assert_eq!(
+            (endpoint.cancelled, endpoint.refused, endpoint.in_flight),
+            (0, 0, 0)
+        );
         assert_eq!(endpoint.connections, 1);
-        assert!(endpoint.traffic.sent > 50_000 && endpoint.traffic.received > 40_000, "{endpoint:?}");
+        assert!(
+            endpoint.traffic.sent > 50_000 && endpoint.traffic.received > 40_000,
+            "{endpoint:?}"
+        );
         let two_ms = std::time::Duration::from_millis(2);
         let p50 = endpoint.latency_p50.expect("there were answers");
         let p99 = endpoint.latency_p99.expect("there were answers");
         // A bucket is an eighth wide at most.
         assert!(p50 >= two_ms - two_ms / 8 && p50 <= p99, "{endpoint:?}");
-        assert!(endpoint.latency.expect("there were answers") >= two_ms / 2, "{endpoint:?}");
+        assert!(
+            endpoint.latency.expect("there were answers") >= two_ms / 2,
+            "{endpoint:?}"
+        );
         assert!(endpoint.why.is_none() && endpoint.last_error.is_none());
     }
     let endpoint = of(refused.address);
     assert_eq!((endpoint.picks, endpoint.connections), (0, 0));
     assert!(endpoint.latency.is_none() && endpoint.outcomes.is_empty());
     let why = endpoint.why.as_deref().expect("it failed").to_lowercase();
-    assert!(why.contains("refused") && why.contains(&refused.address.to_string()), "{why}");
+    assert!(
+        why.contains("refused") && why.contains(&refused.address.to_string()),
+        "{why}"
+    );
 }
 
 #[tokio::test]
@@ -91,9 +114,15 @@ async fn a_lost_server_is_explained_and_then_comes_back() {
         .await
         .unwrap();
     a.abort();
-    until("the loss is seen", || channel.state() == Connectivity::TransientFailure).await;
+    until("the loss is seen", || {
+        channel.state() == Connectivity::TransientFailure
+    })
+    .await;
     let endpoint = &channel.endpoints()[0];
-    assert!(endpoint.why.is_some() && endpoint.connections == 0, "{endpoint:?}");
+    assert!(
+        endpoint.why.is_some() && endpoint.connections == 0,
+        "{endpoint:?}"
+    );
     let _back = Server::start(Options {
         listen: address,
         ..Options::new("back")
@@ -130,10 +159,16 @@ fn logs_tell_of_states_and_calls_and_keep_secrets() {
         .finish();
     let a = server("a");
     // One thread, so that the subscriber of this thread hears everything the channel says.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     tracing::subscriber::with_default(subscriber, || {
         runtime.block_on(async {
-            let channel = Channel::from_endpoints([Endpoint::from(a.address)]).connect().await.unwrap();
+            let channel = Channel::from_endpoints([Endpoint::from(a.address)])
+                .connect()
+                .await
+                .unwrap();
             let mut client = GreeterClient::new(channel.clone());
             let mut request = Request::new(HelloRequest {
                 name: "canary-in-the-body".into(),
@@ -145,15 +180,23 @@ fn logs_tell_of_states_and_calls_and_keep_secrets() {
             let canary = tonic::metadata::MetadataValue::from_bytes(b"canary-in-binary");
             request.metadata_mut().insert_bin("x-secret-bin", canary);
             client.say_hello(request).await.unwrap();
-            tokio::time::timeout(PATIENCE, channel.close()).await.unwrap();
+            tokio::time::timeout(PATIENCE, channel.close())
+                .await
+                .unwrap();
         });
     });
     let text = String::from_utf8(captured.0.lock().unwrap().clone()).unwrap();
     // Other crates log what they like at this level (h2 prints header names and values): ours is judged.
     let ours: Vec<&str> = text.lines().filter(|l| l.contains(" equipoise")).collect();
     let all = ours.join("\n");
-    assert!(all.contains("endpoint state") && all.contains("READY"), "{all}");
+    assert!(
+        all.contains("endpoint state") && all.contains("READY"),
+        "{all}"
+    );
     assert!(all.contains(&a.address.to_string()), "{all}");
-    assert!(all.contains("path=\"/equipoise.demo.v1.Greeter/SayHello\""), "{all}");
+    assert!(
+        all.contains("path=\"/equipoise.demo.v1.Greeter/SayHello\""),
+        "{all}"
+    );
     assert!(!all.contains("canary"), "{all}");
 }

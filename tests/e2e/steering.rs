@@ -25,20 +25,35 @@ async fn strict_goes_there_or_nowhere() {
     let mut client = GreeterClient::new(channel.clone());
     for _ in 0..20 {
         let request = with(Override::strict(b.address));
-        assert_eq!(client.say_hello(request).await.unwrap().into_inner().server, "b");
+        assert_eq!(
+            client.say_hello(request).await.unwrap().into_inner().server,
+            "b"
+        );
     }
     until("the refused one has failed", || {
         channel.endpoints().iter().any(|e| e.why.is_some())
     })
     .await;
-    let status = client.say_hello(with(Override::strict(refused.address))).await.unwrap_err();
+    let status = client
+        .say_hello(with(Override::strict(refused.address)))
+        .await
+        .unwrap_err();
     assert_eq!(status.code(), Code::Unavailable);
-    assert!(status.message().contains(&refused.address.to_string()), "{status:?}");
+    assert!(
+        status.message().contains(&refused.address.to_string()),
+        "{status:?}"
+    );
 
     let stranger: std::net::SocketAddr = "127.0.0.9:9".parse().unwrap();
-    let status = client.say_hello(with(Override::strict(stranger))).await.unwrap_err();
+    let status = client
+        .say_hello(with(Override::strict(stranger)))
+        .await
+        .unwrap_err();
     assert_eq!(status.code(), Code::Unavailable);
-    assert!(status.message().contains("127.0.0.9:9, is not in the list"), "{status:?}");
+    assert!(
+        status.message().contains("127.0.0.9:9, is not in the list"),
+        "{status:?}"
+    );
 }
 
 #[tokio::test]
@@ -47,10 +62,16 @@ async fn prefer_goes_there_or_elsewhere() {
     let (_channel, mut client) = client(&[&a, &b]).await;
     for _ in 0..20 {
         let request = with(Override::prefer(a.address));
-        assert_eq!(client.say_hello(request).await.unwrap().into_inner().server, "a");
+        assert_eq!(
+            client.say_hello(request).await.unwrap().into_inner().server,
+            "a"
+        );
     }
     let stranger: std::net::SocketAddr = "127.0.0.9:9".parse().unwrap();
-    client.say_hello(with(Override::prefer(stranger))).await.unwrap();
+    client
+        .say_hello(with(Override::prefer(stranger)))
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
@@ -94,7 +115,10 @@ async fn waiting_for_ready_outlasts_a_server_that_is_away() {
     let mut client = GreeterClient::new(channel.clone());
     let impatient = client.say_hello(HelloRequest::default()).await.unwrap_err();
     assert_eq!(impatient.code(), Code::Unavailable);
-    assert!(impatient.message().contains(&away.address.to_string()), "{impatient:?}");
+    assert!(
+        impatient.message().contains(&away.address.to_string()),
+        "{impatient:?}"
+    );
 
     let waiting = tokio::spawn(async move { client.say_hello(with(WaitForReady)).await });
     until("it waits", || channel.waiting() == 1).await;
@@ -155,7 +179,11 @@ async fn the_line_has_an_end() {
         max_concurrent_streams: Some(1),
         ..Options::new("a")
     });
-    let channel = Channel::from_endpoints(endpoints(&[&a])).queue_limit(2).connect().await.unwrap();
+    let channel = Channel::from_endpoints(endpoints(&[&a]))
+        .queue_limit(2)
+        .connect()
+        .await
+        .unwrap();
     let client = GreeterClient::new(channel.clone());
     let hold = |work_us| {
         let mut client = client.clone();
@@ -174,11 +202,21 @@ async fn the_line_has_an_end() {
     until("two wait", || channel.waiting() == 2).await;
     let status = hold(0).await.unwrap().unwrap_err();
     assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
-    assert!(status.message().starts_with("2 calls are waiting"), "{status:?}");
-    assert!(status.metadata().get("equipoise-attempts").is_some(), "marked as ours");
+    assert!(
+        status.message().starts_with("2 calls are waiting"),
+        "{status:?}"
+    );
+    assert!(
+        status.metadata().get("equipoise-attempts").is_some(),
+        "marked as ours"
+    );
     for call in [first, second, third] {
         call.await.unwrap().unwrap();
     }
     let endpoint = &channel.endpoints()[0];
-    assert_eq!(endpoint.outcome(Code::ResourceExhausted), 0, "not held against the endpoint");
+    assert_eq!(
+        endpoint.outcome(Code::ResourceExhausted),
+        0,
+        "not held against the endpoint"
+    );
 }

@@ -62,7 +62,10 @@ async fn a_dead_endpoint_gets_no_calls() {
     let failed = failures(&stock(&list), 300).await;
     assert!(failed.len() > 50, "tonic failed {} of 300", failed.len());
 
-    let channel = Channel::from_endpoints(list.map(Endpoint::from)).connect().await.unwrap();
+    let channel = Channel::from_endpoints(list.map(Endpoint::from))
+        .connect()
+        .await
+        .unwrap();
     let failed = failures(&GreeterClient::new(channel), 300).await;
     assert!(failed.is_empty(), "{failed:?}");
 }
@@ -77,8 +80,13 @@ async fn connections_are_made_without_a_call() {
     let accepted = tokio::time::timeout(WHILE, listener.accept()).await;
     assert!(accepted.is_err(), "tonic connected without a call");
 
-    let _channel = Channel::from_endpoints([Endpoint::from(address)]).build().unwrap();
-    let (mut socket, _) = tokio::time::timeout(PATIENCE, listener.accept()).await.unwrap().unwrap();
+    let _channel = Channel::from_endpoints([Endpoint::from(address)])
+        .build()
+        .unwrap();
+    let (mut socket, _) = tokio::time::timeout(PATIENCE, listener.accept())
+        .await
+        .unwrap()
+        .unwrap();
     let mut preface = [0; 24];
     let read = socket.read_exact(&mut preface);
     tokio::time::timeout(PATIENCE, read).await.unwrap().unwrap();
@@ -94,7 +102,10 @@ async fn the_list_is_followed_without_a_call() {
     let change = |n: u16| Change::Insert(n, tonic_endpoint(a.address));
     changes.try_send(change(0)).unwrap();
     tokio::time::sleep(WHILE).await;
-    assert!(changes.try_send(change(1)).is_err(), "tonic took the news without a call");
+    assert!(
+        changes.try_send(change(1)).is_err(),
+        "tonic took the news without a call"
+    );
 
     let channel = Channel::from_endpoints([]).build().unwrap();
     for turn in 0..5_000 {
@@ -145,7 +156,10 @@ async fn a_call_after_goaway_is_not_lost() {
             open.message().await.unwrap().expect("endless");
         };
         for _ in 0..20 {
-            open.message().await.unwrap().expect("endless, after GOAWAY too");
+            open.message()
+                .await
+                .unwrap()
+                .expect("endless, after GOAWAY too");
         }
         // The new one may be a moment late; tonic knows no such wish.
         let mut request = Request::new(hello(0));
@@ -186,9 +200,17 @@ async fn a_deadline_holds_while_waiting_and_says_so() {
 
     let a = server("a");
     let status = stock(&[a.address]).say_hello(request()).await.unwrap_err();
-    assert_eq!(status.code(), Code::Cancelled, "tonic's deadline: {status:?}");
+    assert_eq!(
+        status.code(),
+        Code::Cancelled,
+        "tonic's deadline: {status:?}"
+    );
 
-    let empty = Channel::builder("shop:cart").unwrap().resolver(Undecided).build().unwrap();
+    let empty = Channel::builder("shop:cart")
+        .unwrap()
+        .resolver(Undecided)
+        .build()
+        .unwrap();
     for channel in [empty, ready(&[&a]).await] {
         let mut client = GreeterClient::new(channel.clone());
         let status = client.say_hello(request()).await.unwrap_err();
@@ -228,7 +250,12 @@ async fn a_full_connection_is_passed_over() {
         let start = Instant::now();
         let calls = (0..16).map(|_| {
             let mut client = client.clone();
-            async move { client.say_hello(hello(WORK.as_micros() as u64)).await.unwrap() }
+            async move {
+                client
+                    .say_hello(hello(WORK.as_micros() as u64))
+                    .await
+                    .unwrap()
+            }
         });
         join_all(calls).await;
         start.elapsed()
@@ -240,11 +267,19 @@ async fn a_full_connection_is_passed_over() {
     let start = Instant::now();
     join_all((0..16).map(|_| {
         let mut client = client.clone();
-        async move { client.say_hello(hello(WORK.as_micros() as u64)).await.unwrap() }
+        async move {
+            client
+                .say_hello(hello(WORK.as_micros() as u64))
+                .await
+                .unwrap()
+        }
     }))
     .await;
     let took = start.elapsed();
-    assert!(took >= 2 * WORK, "tonic: nobody waited behind another, {took:?}");
+    assert!(
+        took >= 2 * WORK,
+        "tonic: nobody waited behind another, {took:?}"
+    );
 
     for round_robin in [false, true] {
         let builder = Channel::from_endpoints(list.map(Endpoint::from));
@@ -253,7 +288,10 @@ async fn a_full_connection_is_passed_over() {
             false => builder,
         };
         let channel = builder.connect().await.unwrap();
-        until("both are ready", || channel.endpoints().iter().all(|e| e.connections == 1)).await;
+        until("both are ready", || {
+            channel.endpoints().iter().all(|e| e.connections == 1)
+        })
+        .await;
         let took = calls(GreeterClient::new(channel.clone())).await;
         assert!(took < 2 * WORK, "somebody waited behind another: {took:?}");
     }
@@ -322,7 +360,10 @@ async fn the_whole_of_connecting_is_bounded() {
     let budget = Duration::from_millis(200);
 
     let endpoint = tonic_endpoint(silent.address).connect_timeout(budget);
-    endpoint.connect().await.expect("tonic takes a silent listener for a server");
+    endpoint
+        .connect()
+        .await
+        .expect("tonic takes a silent listener for a server");
 
     let start = Instant::now();
     let error = Channel::from_endpoints([Endpoint::from(silent.address)])
@@ -331,7 +372,10 @@ async fn the_whole_of_connecting_is_bounded() {
         .await
         .unwrap_err();
     assert!(error.is_unavailable(), "{error:?}");
-    assert!(error.to_string().contains("not connected within 200ms"), "{error}");
+    assert!(
+        error.to_string().contains("not connected within 200ms"),
+        "{error}"
+    );
     assert!(start.elapsed() >= budget);
 }
 
@@ -377,7 +421,9 @@ async fn carry(
 ) {
     let mut buffer = vec![0; 16 * 1024];
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
-        if alive.wait_for(|alive| *alive).await.is_err() || to.write_all(&buffer[..read]).await.is_err() {
+        if alive.wait_for(|alive| *alive).await.is_err()
+            || to.write_all(&buffer[..read]).await.is_err()
+        {
             return;
         }
     }

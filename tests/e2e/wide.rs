@@ -30,10 +30,21 @@ async fn two_thousand_endpoints() {
     let mut client = GreeterClient::new(channel.clone());
     client.say_hello(HelloRequest::default()).await.unwrap();
     until("all are ready", || {
-        channel.endpoints().iter().filter(|e| e.state == Connectivity::Ready).count() == 2_000
+        channel
+            .endpoints()
+            .iter()
+            .filter(|e| e.state == Connectivity::Ready)
+            .count()
+            == 2_000
     })
     .await;
-    let picks = || channel.endpoints().iter().map(|e| e.picks).collect::<Vec<_>>();
+    let picks = || {
+        channel
+            .endpoints()
+            .iter()
+            .map(|e| e.picks)
+            .collect::<Vec<_>>()
+    };
     // Two rounds, since the last to become ready join the picker a moment later.
     for _ in 0..4_000 {
         client.say_hello(HelloRequest::default()).await.unwrap();
@@ -45,7 +56,15 @@ async fn two_thousand_endpoints() {
 
     // Half of them leave: the others keep their connections.
     channel.set_endpoints(list.into_iter().take(1_000)).unwrap();
-    until("half of them have left", || channel.endpoints().len() == 1_000).await;
-    assert!(channel.endpoints().iter().all(|e| e.connections == 1 && e.picks >= 1));
+    until("half of them have left", || {
+        channel.endpoints().len() == 1_000
+    })
+    .await;
+    assert!(
+        channel
+            .endpoints()
+            .iter()
+            .all(|e| e.connections == 1 && e.picks >= 1)
+    );
     client.say_hello(HelloRequest::default()).await.unwrap();
 }

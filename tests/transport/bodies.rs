@@ -33,7 +33,7 @@ async fn a_unary_request_is_one_data_frame_with_the_end_on_it() {
         let data = peer.wait(|f| f.stream == id && f.is(kind::DATA)).await;
         assert!(data.ends_stream() && data.payload == sent);
     }
-    let traffic = connection.traffic();
+    let traffic = connection.control().traffic();
     assert!(traffic.sent > 100 && traffic.received > 100, "{traffic:?}");
 }
 
@@ -156,7 +156,7 @@ async fn a_slow_reader_of_tiny_messages_does_not_hurt_its_neighbours() {
     // Unread to the last byte, while others call.
     let bytes = MANY as u64 * (9 + 6);
     let mut calls = 0;
-    while connection.traffic().received < bytes || calls < 100 {
+    while connection.control().traffic().received < bytes || calls < 100 {
         assert_eq!(ask(&connection, b"").await.unwrap().1, Code::Ok);
         calls += 1;
     }

@@ -374,7 +374,7 @@ async fn a_server_that_reads_nothing_cannot_hold_a_connection_open() {
     let mut sent = 0;
     loop {
         tokio::time::sleep(Duration::from_millis(50)).await;
-        match connection.traffic().sent {
+        match connection.control().traffic().sent {
             0 => {}
             now if now == sent => break,
             now => sent = now,
@@ -404,7 +404,7 @@ async fn abort_ends_every_call_with_its_reason() {
     let answering = within(connection.call(unary(b""), slot(&connection)))
         .await
         .unwrap();
-    connection.abort("drained for too long");
+    connection.control().abort("drained for too long");
     assert!(connection.slots().try_reserve().is_none(), "at once");
     let early = error(within(waiting).await.unwrap());
     let late = collect(answering).await.unwrap_err();
