@@ -348,7 +348,7 @@ fn all_refused_fails_with_the_newest_words() {
     );
     assert_eq!(
         bench.balancer.why.as_deref(),
-        Some("endpoint 10.0.0.1:2: connection refused")
+        Some("10.0.0.1:2: connection refused")
     );
     assert_eq!(bench.due(), Some(1_001));
     assert_eq!(bench.at(1_001).timeout(), ["connect #2 0.0 10.0.0.1:1"]);
@@ -361,7 +361,7 @@ fn all_refused_fails_with_the_newest_words() {
     assert_eq!(bench.seen.lock().unwrap().len(), asked);
     assert_eq!(
         bench.balancer.why.as_deref(),
-        Some("endpoint 10.0.0.1:1: connection refused")
+        Some("10.0.0.1:1: connection refused")
     );
 }
 
