@@ -361,9 +361,10 @@ impl Checks {
             let ready = view.state == Connectivity::Ready;
             assert_eq!(ready, !track.live.is_empty(), "{now:?}: {:?}", view.id);
             let failed = view.state == Connectivity::TransientFailure;
-            assert!(
-                !track.failed || ready || failed,
-                "{now:?}: {:?} forgot a failure",
+            assert_eq!(
+                failed,
+                track.failed && !ready,
+                "{now:?}: {:?} forgot a failure, or made one up",
                 view.id
             );
             assert!(view.since <= now);
@@ -388,6 +389,16 @@ impl Checks {
         if let Some(listed) = &self.listed {
             assert_eq!(seen.len(), listed.len().min(self.max_endpoints), "{now:?}");
             assert!(seen.is_subset(listed), "{now:?}: endpoints nobody listed");
+        }
+    }
+
+    /// That every connection that should be replaced has been.
+    pub(crate) fn nothing_worn(&self) {
+        for (id, track) in &self.tracks {
+            assert!(
+                track.live.values().all(|live| !live.worn),
+                "{id:?} is worn still"
+            );
         }
     }
 

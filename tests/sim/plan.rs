@@ -16,6 +16,7 @@ use crate::world::{Answers, Dialling, Ending, Host, Request, Settings, World, ms
 enum Fault {
     Refuse,
     Die,
+    Domino,
     Freeze,
     Goaway,
     Wear,
@@ -33,9 +34,10 @@ enum Fault {
     Burst,
 }
 
-const FAULTS: [Fault; 17] = [
+const FAULTS: [Fault; 18] = [
     Fault::Refuse,
     Fault::Die,
+    Fault::Domino,
     Fault::Freeze,
     Fault::Goaway,
     Fault::Wear,
@@ -209,6 +211,7 @@ impl Plan {
         world.assert_clean();
         // A worn connection whose replacement failed may still be waiting for the next attempt.
         world.run_until(world.now.max(bound + secs(1)));
+        world.checks.nothing_worn();
         let dials = world.dials.len();
         world.run_for(secs(60));
         assert_eq!(world.dials.len(), dials, "a healed world is a quiet one");
@@ -252,6 +255,18 @@ fn strike(world: &mut World, fault: Fault, word: u64, endpoints: &[Endpoint]) {
             sick.dialling = Dialling::Refuse;
             world.hosts.insert(address.clone(), sick);
             world.cut(&address);
+        }
+        Fault::Domino => {
+            // Several losses within one publication's interval, with calls in between.
+            for (n, address) in addresses.into_iter().enumerate().take(4) {
+                world.at(world.now + ms(n as u64), move |world| {
+                    world.cut(&address);
+                    for _ in 0..20 {
+                        world.call(Request::default());
+                    }
+                });
+            }
+            return;
         }
         Fault::Freeze => {
             sick.dialling = Dialling::Hang;
