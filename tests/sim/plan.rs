@@ -151,7 +151,7 @@ impl Plan {
         match self.policy {
             0 => Box::new(Adaptive::default()),
             1 => Box::new(LeastRequest::default()),
-            2 => Box::new(Random::default()),
+            2 => Box::new(Random),
             _ => Box::new(RoundRobin::default()),
         }
     }

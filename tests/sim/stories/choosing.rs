@@ -10,7 +10,7 @@ use equipoise::policy::{
 use equipoise::rng::{Rng, scale};
 use equipoise::{Connectivity, EndpointId, StatusCode, Timestamp};
 
-use super::{at, endpoints, host, world_with};
+use super::{Make, at, endpoints, host, world_with};
 use crate::world::{Answers, Dialling, Ending, Host, Request, Settings, World, ms};
 
 /// G1: one backend fails in 0.2 ms, the others answer in 20 ms, 2,000 calls a second.
@@ -30,7 +30,7 @@ fn sinkhole(seed: u64, policy: Box<dyn Policy>) -> World {
 
 #[test]
 fn g1_a_sinkhole_gets_next_to_nothing() {
-    let policies: [(&str, fn() -> Box<dyn Policy>); 3] = [
+    let policies: [(&str, Make); 3] = [
         ("adaptive", || Box::new(Adaptive::default())),
         ("least request of two", || Box::new(LeastRequest::default())),
         ("least request of all", || {

@@ -3,7 +3,7 @@
 use equipoise::policy::{Adaptive, LeastRequest, Policy, Random, RoundRobin};
 use equipoise::{Connectivity, Endpoint, Timestamp};
 
-use super::{at, endpoints, host, world, world_with};
+use super::{Make, at, endpoints, host, world, world_with};
 use crate::world::{Dialling, Ending, Host, Request, Settings, ms, secs};
 
 /// D4: the same list a thousand times over, re-ordered, with duplicates.
@@ -40,7 +40,7 @@ fn d4_the_same_list_in_any_order_is_no_work() {
 /// before, and calls wait for the new ones rather than fail.
 #[test]
 fn d5_all_endpoints_are_replaced_at_once() {
-    let policies: [fn() -> Box<dyn Policy>; 4] = [
+    let policies: [Make; 4] = [
         || Box::new(Adaptive::default()),
         || Box::new(LeastRequest::default()),
         || Box::new(Random),

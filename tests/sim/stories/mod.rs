@@ -9,6 +9,9 @@ use equipoise::{Address, Endpoint, Timestamp};
 
 use crate::world::{Host, Settings, World, ms};
 
+/// Makes a policy.
+type Make = fn() -> Box<dyn Policy>;
+
 /// The `n`-th host's address, from 1.
 fn host(n: u16) -> Address {
     let text = format!("10.0.{}.{}:80", n >> 8, n & 255);
