@@ -1,6 +1,6 @@
 //! Lists that change, and who notices.
 
-use equipoise::policy::{Adaptive, LeastRequest, Policy, Random, RoundRobin};
+use equipoise::policy::{Adaptive, LeastRequest, Random, RoundRobin};
 use equipoise::{Connectivity, Endpoint, Timestamp};
 
 use super::{Make, at, endpoints, host, world, world_with};
