@@ -588,6 +588,19 @@ mod tests {
     }
 
     #[test]
+    fn having_been_ready_ends_the_failure() {
+        let mut bench = Bench::new(&["10.0.0.1:1"]);
+        bench.tell(0, News::Wanted(true));
+        let name = bench.dial(0);
+        bench.tell(0, News::Failed(name, why()));
+        bench.tell(1_000, News::Tick);
+        let name = bench.dial(1_000);
+        bench.tell(1_000, News::Connected(name));
+        bench.tell(2_000, News::Lost(name, why()));
+        assert_eq!(bench.link.state(), Connecting);
+    }
+
+    #[test]
     fn one_lost_too_soon_is_forgiven_once_and_then_counts_as_a_failure() {
         let (mut bench, name) = Bench::connected(0);
         assert!(bench.tell(1, News::Lost(name, why())).join_line, "once");

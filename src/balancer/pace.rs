@@ -42,6 +42,11 @@ impl Pace {
         self.line.retain(|&id| keep(id));
     }
 
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.line.len()
+    }
+
     /// When the head of the line may go; nothing when nobody waits.
     pub(super) fn next_turn(&self) -> Option<Timestamp> {
         (!self.line.is_empty()).then(|| self.opens())

@@ -334,6 +334,31 @@ fn a_lost_connection_is_published_at_once_and_redialled() {
 }
 
 #[test]
+fn a_loss_does_not_wait_for_the_next_publication() {
+    let mut bench = Bench::new();
+    bench.resolve(list([1, 2, 3]));
+    for attempt in 0..3 {
+        bench.at(1).connected(attempt);
+    }
+    bench.at(10).timeout();
+    bench.at(5_000).lost(0);
+    // A millisecond after a publication, and the state of the whole stays READY.
+    assert_eq!(bench.at(5_001).lost(1)[0], "publish READY");
+}
+
+#[test]
+fn those_who_left_do_not_pile_up_in_line() {
+    let mut bench = Bench::with(Config {
+        connect_rate: 1,
+        ..Config::default()
+    });
+    for round in 0..100 {
+        bench.resolve(list(10 * round + 1..=10 * round + 10));
+    }
+    assert_eq!(bench.balancer.pace.len(), 10);
+}
+
+#[test]
 fn all_refused_fails_with_the_newest_words() {
     let mut bench = Bench::new();
     bench.resolve(list([1, 2]));

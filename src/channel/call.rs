@@ -1,16 +1,16 @@
 //! One call: its deadline, its turn in the line, its endpoint, and another one when the first was never reached.
 
 use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
 use http::HeaderMap;
-use tokio::time::Sleep;
 use tonic::Status;
 use tonic::metadata::{Ascii, MetadataValue};
 
+use crate::clock::Clock;
 use crate::endpoint::{Address, Connectivity, EndpointId};
 use crate::policy::{PickInfo, PickResult};
 use crate::report::{Outcome, StatusCode};
@@ -18,7 +18,7 @@ use crate::rng;
 use crate::timestamp::Timestamp;
 use crate::transport::{CallError, Connection, Outgoing, Payload, Reached, Slot};
 
-use super::deadline;
+use super::deadline::{self, Deadline};
 use super::extensions::{Avoid, Override, Served, WaitForReady};
 use super::service::{Core, Shared};
 use super::snapshot::{Live, Room, Seat, Snapshot};
@@ -65,7 +65,7 @@ pub(super) async fn run<N: Connection>(
         // The stream keeps what it needs; holding the connection would keep it from closing.
         drop(admitted.live);
         match call.bounded(sending).await {
-            Some(Ok(response)) => return Ok(call.respond(response, in_flight)),
+            Some(Ok(response)) => return call.respond(response, in_flight, core.clock),
             None => {
                 in_flight.end(Outcome::Answered(StatusCode::DEADLINE_EXCEEDED));
                 return Err(call
@@ -131,13 +131,6 @@ impl Labels {
     }
 }
 
-/// When the call must be over.
-#[derive(Debug)]
-struct Deadline {
-    at: Timestamp,
-    sleep: Pin<Box<Sleep>>,
-}
-
 /// What stays the same from attempt to attempt.
 struct Call {
     started: Timestamp,
@@ -189,13 +182,7 @@ impl Call {
             started,
             now: started,
             random,
-            deadline: timeout.map(|timeout| {
-                let at = started + timeout;
-                Deadline {
-                    at,
-                    sleep: Box::pin(tokio::time::sleep_until(core.clock.instant(at))),
-                }
-            }),
+            deadline: timeout.map(|timeout| Deadline::at(started + timeout, core.clock)),
             labels: Labels {
                 timeout: timeout.unwrap_or_default(),
                 ..Labels::default()
@@ -401,11 +388,13 @@ impl Call {
         status
     }
 
+    /// Follows the response; one that is all head is judged here.
     fn respond<N: Connection>(
         self,
         response: http::Response<N::Body>,
         in_flight: InFlight<N>,
-    ) -> http::Response<ResponseBody<N>> {
+        clock: Clock,
+    ) -> Result<http::Response<ResponseBody<N>>, Status> {
         let (mut parts, body) = response.into_parts();
         if let Some(endpoint) = &self.labels.endpoint {
             parts.extensions.insert(Served {
@@ -415,11 +404,12 @@ impl Call {
         }
         let tracking = Tracking {
             in_flight,
-            deadline: self.deadline.map(|d| d.sleep),
+            deadline: self.deadline,
             labels: self.labels,
+            clock,
         };
-        let body = ResponseBody::follow(&mut parts.headers, body, tracking);
-        http::Response::from_parts(parts, body)
+        let body = ResponseBody::follow(&mut parts.headers, body, tracking)?;
+        Ok(http::Response::from_parts(parts, body))
     }
 }
 

@@ -2,12 +2,43 @@
 //!
 //! tonic writes the header and, without its own transport, nobody reads it; so this channel does.
 
+use std::pin::Pin;
 use std::time::Duration;
 
 use http::HeaderValue;
 use http::header::HeaderName;
+use tokio::time::Sleep;
+
+use crate::clock::Clock;
+use crate::report::StatusCode;
+use crate::timestamp::Timestamp;
 
 pub(super) const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+
+/// When a call must be over.
+#[derive(Debug)]
+pub(super) struct Deadline {
+    pub(super) at: Timestamp,
+    /// Wakes the call then, or within the timer's millisecond after.
+    pub(super) sleep: Pin<Box<Sleep>>,
+}
+
+impl Deadline {
+    pub(super) fn at(at: Timestamp, clock: Clock) -> Self {
+        Self {
+            at,
+            sleep: Box::pin(tokio::time::sleep_until(clock.instant(at))),
+        }
+    }
+
+    /// Whether a call that a server ended with `code` has in truth run out of time: a server that obeys
+    /// `grpc-timeout` gives up at the same moment, tonic's with CANCELLED, and may be heard first.
+    pub(super) fn explains(&self, code: StatusCode, clock: Clock) -> bool {
+        // What the server was told is rounded down by up to a millisecond.
+        const ROUNDING: Duration = Duration::from_millis(1);
+        code == StatusCode::CANCELLED && clock.now() + ROUNDING >= self.at
+    }
+}
 
 /// Reads a `grpc-timeout`: up to eight digits and a unit of H, M, S, m, u or n. `None` for anything
 /// else, which the gRPC specification lets a receiver ignore.

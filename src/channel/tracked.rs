@@ -9,7 +9,6 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
-use tokio::time::Sleep;
 use tonic::Status;
 
 use crate::clock::Clock;
@@ -18,6 +17,7 @@ use crate::timestamp::Timestamp;
 use crate::transport::Connection;
 
 use super::call::Labels;
+use super::deadline::Deadline;
 use super::snapshot::Seat;
 
 /// A call in flight on an endpoint: counted from the pick until this is finished or dropped.
@@ -94,25 +94,55 @@ pin_project! {
 /// What is still owed when the response ends.
 pub(super) struct Tracking<N> {
     pub(super) in_flight: InFlight<N>,
-    pub(super) deadline: Option<Pin<Box<Sleep>>>,
+    pub(super) deadline: Option<Deadline>,
     pub(super) labels: Labels,
+    pub(super) clock: Clock,
+}
+
+impl<N> Tracking<N> {
+    /// The server ended the call with `code`.
+    fn answered(self, code: StatusCode) -> Result<(), Status> {
+        match &self.deadline {
+            Some(deadline) if deadline.explains(code, self.clock) => Err(self.expired()),
+            _ => {
+                self.in_flight.end(Outcome::Answered(code));
+                Ok(())
+            }
+        }
+    }
+
+    /// The deadline has passed.
+    fn expired(self) -> Status {
+        self.in_flight
+            .end(Outcome::Answered(StatusCode::DEADLINE_EXCEEDED));
+        self.labels
+            .deadline_exceeded("while the response was under way")
+    }
 }
 
 impl<N: Connection> ResponseBody<N> {
     /// Follows `inner`. `head` is that of the response: a call that ends in its head ends here.
-    pub(super) fn follow(head: &mut HeaderMap, inner: N::Body, tracking: Tracking<N>) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// When it ends there because its deadline has passed.
+    pub(super) fn follow(
+        head: &mut HeaderMap,
+        inner: N::Body,
+        tracking: Tracking<N>,
+    ) -> Result<Self, Status> {
         let call = match head.get("grpc-status") {
             None => Some(tracking),
             Some(_) => {
                 sanitise(head);
-                tracking.in_flight.end(Outcome::Answered(status_code(head)));
+                tracking.answered(status_code(head))?;
                 None
             }
         };
-        Self {
+        Ok(Self {
             inner: Some(inner),
             call,
-        }
+        })
     }
 }
 
@@ -151,18 +181,10 @@ impl<N: Connection> Body for ResponseBody<N> {
             let Some(deadline) = this.call.as_mut().and_then(|c| c.deadline.as_mut()) else {
                 return Poll::Pending;
             };
-            ready!(deadline.as_mut().poll(cx));
+            ready!(deadline.sleep.as_mut().poll(cx));
             // Dropping the body resets the stream, and only then is the slot free.
             this.inner.set(None);
-            let Some(call) = this.call.take() else {
-                return Poll::Ready(None);
-            };
-            call.in_flight
-                .end(Outcome::Answered(StatusCode::DEADLINE_EXCEEDED));
-            let status = call
-                .labels
-                .deadline_exceeded("while the response was under way");
-            return Poll::Ready(Some(Err(status)));
+            return Poll::Ready(this.call.take().map(|call| Err(call.expired())));
         }
         Poll::Ready(match ready!(polled) {
             Some(Ok(mut frame)) => {
@@ -170,8 +192,10 @@ impl<N: Connection> Body for ResponseBody<N> {
                     sanitise(trailers);
                     let code = status_code(trailers);
                     this.inner.set(None);
-                    if let Some(call) = this.call.take() {
-                        call.in_flight.end(Outcome::Answered(code));
+                    if let Some(call) = this.call.take()
+                        && let Err(status) = call.answered(code)
+                    {
+                        return Poll::Ready(Some(Err(status)));
                     }
                 } else if let Some(call) = this.call {
                     call.in_flight.first_message();

@@ -45,6 +45,8 @@ struct Track {
     /// Addresses dialled in the pass that goes on.
     tried: BTreeSet<Address>,
     failures: u32,
+    /// Its last connection was short-lived and let pass.
+    spared: bool,
     failed: bool,
     /// It wore out too soon, and its replacement is being waited for or made.
     replacing: bool,
@@ -67,6 +69,7 @@ impl Track {
             if now >= live.since + stable {
                 live.proven = true;
                 self.failures = 0;
+                self.spared = false;
             }
         }
     }
@@ -192,6 +195,8 @@ impl Checks {
         }
         match (lost.proven, track.replacing) {
             (true, _) if !track.failed => track.not_before = now,
+            // Once, at once.
+            (false, false) if !track.spared && track.failures == 0 => track.spared = true,
             (false, false) => {
                 track.failed = true;
                 track.fail(&self.backoff, now);
@@ -212,6 +217,7 @@ impl Checks {
             under_way: BTreeSet::new(),
             tried: BTreeSet::new(),
             failures: 0,
+            spared: false,
             failed: false,
             replacing: false,
             not_before: Timestamp::ZERO,
@@ -343,7 +349,7 @@ impl Checks {
             "{now:?}: a change of state without an event"
         );
         self.steps += 1;
-        if self.tracks.len() > MANY && self.steps % 128 != 0 {
+        if self.tracks.len() > MANY && !self.steps.is_multiple_of(128) {
             return;
         }
         assert!(
@@ -361,9 +367,10 @@ impl Checks {
             let ready = view.state == Connectivity::Ready;
             assert_eq!(ready, !track.live.is_empty(), "{now:?}: {:?}", view.id);
             let failed = view.state == Connectivity::TransientFailure;
-            assert!(
-                !track.failed || ready || failed,
-                "{now:?}: {:?} forgot a failure",
+            assert_eq!(
+                failed,
+                track.failed && !ready,
+                "{now:?}: {:?} forgot a failure, or made one up",
                 view.id
             );
             assert!(view.since <= now);
@@ -391,6 +398,16 @@ impl Checks {
         }
     }
 
+    /// That every connection that should be replaced has been.
+    pub(crate) fn nothing_worn(&self) {
+        for (id, track) in &self.tracks {
+            assert!(
+                track.live.values().all(|live| !live.worn),
+                "{id:?} is worn still"
+            );
+        }
+    }
+
     // The calls.
 
     pub(crate) fn picked(&self, id: EndpointId) {
@@ -401,7 +418,7 @@ impl Checks {
     }
 
     pub(crate) fn in_flight(&self, seats: impl ExactSizeIterator<Item = (EndpointId, u32, u32)>) {
-        if seats.len() > MANY && self.steps % 128 != 0 {
+        if seats.len() > MANY && !self.steps.is_multiple_of(128) {
             return;
         }
         for (id, counted, guards) in seats {

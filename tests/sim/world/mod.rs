@@ -1,0 +1,526 @@
+//! The virtual world: hosts, a resolver, clients and a clock around the pure core.
+//!
+//! Everything that happens is a job in one queue ordered by (time, sequence). The world plays the
+//! channel's part: it hands news to the balancer, does its actions, and carries calls by the picker last
+//! published. It is the only source of time and, by its seed, of chance.
+
+mod calls;
+mod driver;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use equipoise::balancer::{AttemptId, Balancer, Config};
+use equipoise::load::Load;
+use equipoise::policy::{Picker, Policy};
+use equipoise::rng::Rng;
+use equipoise::{
+    Address, Connectivity, Endpoint, EndpointId, Outcome, ResolveError, StatusCode, Timestamp,
+};
+
+use crate::checks::Checks;
+
+pub(crate) const fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+pub(crate) const fn secs(secs: u64) -> Duration {
+    Duration::from_secs(secs)
+}
+
+/// What a host does with a dial.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Dialling {
+    /// Settings come after the host's dial delay.
+    Accept,
+    /// Connection refused.
+    Refuse,
+    /// Nothing comes: the attempt ends with the budget.
+    Hang,
+    /// Settings come, and the connection is closed again after this time.
+    CloseAfter(Duration),
+}
+
+/// What a host does with a call.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Answers {
+    /// OK, after about the host's latency.
+    Serve,
+    /// This code, after exactly this time.
+    Fail(StatusCode, Duration),
+    /// Nothing, ever.
+    Stall,
+}
+
+/// One server at one address.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Host {
+    pub(crate) dialling: Dialling,
+    pub(crate) dial_delay: Duration,
+    pub(crate) answers: Answers,
+    /// The mean; half of it is fixed, the other half exponential.
+    pub(crate) latency: Duration,
+}
+
+impl Host {
+    pub(crate) const fn serving(latency: Duration) -> Self {
+        Self {
+            dialling: Dialling::Accept,
+            dial_delay: ms(1),
+            answers: Answers::Serve,
+            latency,
+        }
+    }
+}
+
+/// What stays the same while a world turns.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) seed: u64,
+    pub(crate) config: Config,
+    /// How long one dial may take.
+    pub(crate) budget: Duration,
+    /// How long the driver takes to get to the balancer's work; zero does it at once.
+    pub(crate) lag: Duration,
+}
+
+impl Settings {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self {
+            seed,
+            config: Config::default(),
+            budget: secs(10),
+            lag: Duration::ZERO,
+        }
+    }
+}
+
+/// A call of a client.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Request {
+    pub(crate) deadline: Duration,
+    pub(crate) wait_for_ready: bool,
+    /// The client goes away after this time.
+    pub(crate) patience: Option<Duration>,
+}
+
+impl Default for Request {
+    fn default() -> Self {
+        Self {
+            deadline: secs(1),
+            wait_for_ready: false,
+            patience: None,
+        }
+    }
+}
+
+/// How a call ended for its client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Ending {
+    Ok,
+    /// The server's own answer, or a connection lost under it.
+    Error(StatusCode),
+    /// No endpoint could take it.
+    NoEndpoint,
+    Deadline,
+    Cancelled,
+}
+
+type Script = Box<dyn FnOnce(&mut World)>;
+
+enum Job {
+    /// A dial's outcome is due.
+    Dialled(AttemptId),
+    /// A dial's budget is used up.
+    Budget(AttemptId),
+    /// The host closes a connection of its own accord.
+    Close(AttemptId),
+    /// The driver gets to the balancer's work.
+    Pump,
+    /// The server answers attempt number so-and-so of a call.
+    Answer(u64, u32, Outcome),
+    Deadline(u64),
+    Patience(u64),
+    Script(Script),
+}
+
+struct Seat {
+    load: Arc<Load>,
+    /// Connections that take calls.
+    open: BTreeSet<AttemptId>,
+    closed: bool,
+    guards: u32,
+}
+
+struct Dial {
+    id: EndpointId,
+    address: Address,
+    since: Timestamp,
+}
+
+struct Connection {
+    id: EndpointId,
+    address: Address,
+    calls: BTreeSet<u64>,
+    /// The balancer has been told that it is lost.
+    told: bool,
+}
+
+struct Call {
+    request: Request,
+    since: Timestamp,
+    avoid: Vec<EndpointId>,
+    attempt: u32,
+    running: Option<Running>,
+}
+
+#[derive(Clone, Copy)]
+struct Running {
+    id: EndpointId,
+    connection: AttemptId,
+    since: Timestamp,
+}
+
+/// One pick that was carried out.
+#[derive(Clone, Debug)]
+pub(crate) struct Picked {
+    pub(crate) at: Timestamp,
+    pub(crate) id: EndpointId,
+    pub(crate) address: Address,
+}
+
+/// A dial that was made.
+#[derive(Clone, Debug)]
+pub(crate) struct Dialled {
+    pub(crate) at: Timestamp,
+    pub(crate) address: Address,
+}
+
+pub(crate) struct World {
+    pub(crate) now: Timestamp,
+    pub(crate) settings: Settings,
+    pub(crate) balancer: Balancer,
+    pub(crate) hosts: BTreeMap<Address, Host>,
+    pub(crate) checks: Checks,
+    pub(crate) rng: Rng,
+    /// What happened, for those who ask.
+    pub(crate) dials: Vec<Dialled>,
+    pub(crate) picks: Vec<Picked>,
+    pub(crate) endings: BTreeMap<Ending, u64>,
+    /// Actions done, publications aside.
+    pub(crate) deeds: u64,
+    pub(crate) publications: u64,
+    pub(crate) trace: Trace,
+    picker: Option<Arc<dyn Picker>>,
+    queue: BTreeMap<(Timestamp, u64), Job>,
+    sequence: u64,
+    pumping: bool,
+    seats: BTreeMap<EndpointId, Seat>,
+    dialling: BTreeMap<AttemptId, Dial>,
+    connections: BTreeMap<AttemptId, Connection>,
+    calls: BTreeMap<u64, Call>,
+    waiting: VecDeque<u64>,
+    next_call: u64,
+}
+
+/// A running hash of everything that happens, and the words for it where somebody wants to read them.
+pub(crate) struct Trace {
+    pub(crate) hash: u64,
+    pub(crate) words: Option<VecDeque<String>>,
+}
+
+impl Trace {
+    fn note(&mut self, now: Timestamp, kind: &str, a: u64, b: u64) {
+        for word in [now.as_nanos(), kind.len() as u64, a, b] {
+            self.hash = equipoise::rng::remix(self.hash ^ word);
+        }
+        for byte in kind.bytes() {
+            self.hash = (self.hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+        }
+        if let Some(words) = &mut self.words {
+            words.push_back(format!("{now:?} {kind} {a} {b}"));
+            if words.len() > 400 {
+                words.pop_front();
+            }
+        }
+    }
+}
+
+fn number(id: EndpointId) -> u64 {
+    (id.slot() as u64) << 32 | u64::from(id.generation())
+}
+
+impl World {
+    pub(crate) fn new(settings: Settings, policy: Box<dyn Policy>) -> Self {
+        settings.config.validate().expect("the plan is valid");
+        let mut rng = Rng::new(settings.seed);
+        Self {
+            now: Timestamp::ZERO,
+            balancer: Balancer::new(settings.config.clone(), policy, rng.word()),
+            checks: Checks::new(&settings),
+            settings,
+            hosts: BTreeMap::new(),
+            rng,
+            dials: Vec::new(),
+            picks: Vec::new(),
+            endings: BTreeMap::new(),
+            deeds: 0,
+            publications: 0,
+            trace: Trace {
+                hash: 0,
+                words: None,
+            },
+            picker: None,
+            queue: BTreeMap::new(),
+            sequence: 0,
+            pumping: false,
+            seats: BTreeMap::new(),
+            dialling: BTreeMap::new(),
+            connections: BTreeMap::new(),
+            calls: BTreeMap::new(),
+            waiting: VecDeque::new(),
+            next_call: 0,
+        }
+    }
+
+    // Scripting.
+
+    /// Runs `script` at `at`.
+    pub(crate) fn at(&mut self, at: Timestamp, script: impl FnOnce(&mut Self) + 'static) {
+        self.schedule(at, Job::Script(Box::new(script)));
+    }
+
+    /// Turns until `end`.
+    pub(crate) fn run_until(&mut self, end: Timestamp) {
+        while self.step(end) {}
+        self.now = end;
+    }
+
+    pub(crate) fn run_for(&mut self, duration: Duration) {
+        self.run_until(self.now + duration);
+    }
+
+    /// Turns until `done`, or fails at `end`.
+    pub(crate) fn run_until_or(
+        &mut self,
+        end: Timestamp,
+        what: &str,
+        done: impl Fn(&Self) -> bool,
+    ) {
+        while !done(self) {
+            assert!(self.step(end), "{what}: not by {end:?}");
+        }
+    }
+
+    /// The resolver gives a list.
+    pub(crate) fn resolve(&mut self, list: Vec<Endpoint>) {
+        self.trace.note(self.now, "list", list.len() as u64, 0);
+        self.balancer.handle_resolution(Ok(list.clone()), self.now);
+        self.checks.listed(&list, &self.balancer);
+        self.after_news();
+    }
+
+    /// The resolver has no answer.
+    pub(crate) fn resolve_failed(&mut self) {
+        self.trace.note(self.now, "no answer", 0, 0);
+        let error = ResolveError::new("the resolver does not answer");
+        self.balancer.handle_resolution(Err(error), self.now);
+        self.checks.unresolved();
+        self.after_news();
+    }
+
+    /// A client makes a call.
+    pub(crate) fn call(&mut self, request: Request) {
+        let call = self.next_call;
+        self.next_call += 1;
+        if let Some(patience) = request.patience {
+            self.schedule(self.now + patience, Job::Patience(call));
+        }
+        self.calls.insert(
+            call,
+            Call {
+                request,
+                since: self.now,
+                avoid: Vec::new(),
+                attempt: 0,
+                running: None,
+            },
+        );
+        self.assign(call);
+    }
+
+    /// Calls at `every` until `end`, from now on.
+    pub(crate) fn traffic(&mut self, every: Duration, end: Timestamp, request: Request) {
+        if self.now >= end {
+            return;
+        }
+        self.call(request);
+        self.at(self.now + every, move |world| {
+            world.traffic(every, end, request)
+        });
+    }
+
+    /// The host loses every connection, and the calls on them.
+    pub(crate) fn cut(&mut self, address: &Address) {
+        for connection in self.connections_to(address) {
+            self.close(connection);
+        }
+    }
+
+    /// The host sends GOAWAY on every connection: calls under way go on, but for every third, which it
+    /// has not processed.
+    pub(crate) fn goaway(&mut self, address: &Address) {
+        for name in self.connections_to(address) {
+            let calls: Vec<u64> = self.connections[&name].calls.iter().copied().collect();
+            self.tell_lost(name, "goaway");
+            for call in calls.into_iter().filter(|call| call % 3 == 0) {
+                self.end_attempt(call, Outcome::Refused);
+            }
+        }
+    }
+
+    /// Every connection of the host nears a limit of its own.
+    pub(crate) fn wear(&mut self, address: &Address) {
+        for name in self.connections_to(address) {
+            let Some(id) = self.connections.get(&name).map(|connection| connection.id) else {
+                continue;
+            };
+            self.trace.note(self.now, "worn", number(id), 0);
+            self.checks.worn(id, name, self.now);
+            self.balancer.handle_worn(name, self.now);
+            self.after_news();
+        }
+    }
+
+    // Facts.
+
+    /// Calls that wait for an endpoint.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    pub(crate) fn ended(&self, ending: Ending) -> u64 {
+        self.endings.get(&ending).copied().unwrap_or(0)
+    }
+
+    /// Calls that ended, however they did.
+    pub(crate) fn all_ended(&self) -> u64 {
+        self.endings.values().sum()
+    }
+
+    pub(crate) fn under_way(&self) -> usize {
+        self.calls.len()
+    }
+
+    /// Names, addresses and states of the endpoints there are.
+    pub(crate) fn endpoints(&self) -> Vec<(EndpointId, Address, Connectivity)> {
+        let views = self.balancer.endpoints();
+        views
+            .map(|view| (view.id, view.endpoint.address().clone(), view.state))
+            .collect()
+    }
+
+    pub(crate) fn all_ready(&self) -> bool {
+        self.balancer
+            .endpoints()
+            .all(|view| view.state == Connectivity::Ready)
+    }
+
+    pub(crate) fn dials_to(&self, address: &Address) -> Vec<Timestamp> {
+        let dials = self.dials.iter().filter(|dial| dial.address == *address);
+        dials.map(|dial| dial.at).collect()
+    }
+
+    /// The share of picks between two times that went to `address`.
+    pub(crate) fn share(&self, address: &Address, from: Timestamp, to: Timestamp) -> f64 {
+        let within: Vec<&Picked> = self
+            .picks
+            .iter()
+            .filter(|pick| (from..to).contains(&pick.at))
+            .collect();
+        let there = within
+            .iter()
+            .filter(|pick| pick.address == *address)
+            .count();
+        there as f64 / within.len().max(1) as f64
+    }
+
+    /// That nothing is left of the calls there were.
+    pub(crate) fn assert_clean(&self) {
+        assert_eq!(self.calls.len(), 0, "calls without an end");
+        assert_eq!(self.waiting.len(), 0, "calls waiting");
+        for (id, seat) in &self.seats {
+            assert_eq!(
+                (seat.load.in_flight(), seat.guards),
+                (0, 0),
+                "in flight on {id:?}"
+            );
+        }
+        let leftover = self.seats.values().filter(|seat| seat.closed).count();
+        assert_eq!(leftover, 0, "seats of endpoints long gone");
+        assert_eq!(
+            self.seats.len(),
+            self.balancer.endpoints().count(),
+            "seats and endpoints"
+        );
+    }
+
+    // The queue.
+
+    fn schedule(&mut self, at: Timestamp, job: Job) {
+        self.queue.insert((at, self.sequence), job);
+        self.sequence += 1;
+    }
+
+    /// Does the next thing, if one is due by `end`.
+    fn step(&mut self, end: Timestamp) -> bool {
+        let job = self.queue.first_key_value().map(|(&(at, _), _)| at);
+        // A driver looks at the timer after it has done the work.
+        let timer = self.balancer.poll_timeout().filter(|_| !self.pumping);
+        let next = [job, timer].into_iter().flatten().min();
+        let Some(next) = next.filter(|&at| at <= end) else {
+            return false;
+        };
+        self.now = self.now.max(next);
+        if job == Some(next) {
+            if let Some((_, job)) = self.queue.pop_first() {
+                self.perform(job);
+            }
+        } else {
+            self.trace.note(self.now, "timer", 0, 0);
+            self.balancer.handle_timeout(self.now);
+            self.after_news();
+        }
+        self.checks.in_flight(
+            self.seats
+                .iter()
+                .map(|(&id, seat)| (id, seat.load.in_flight(), seat.guards)),
+        );
+        true
+    }
+
+    fn perform(&mut self, job: Job) {
+        match job {
+            Job::Dialled(name) => self.dialled(name),
+            Job::Budget(name) => self.dial_failed(name, "no settings within the connect budget"),
+            Job::Close(name) => self.close(name),
+            Job::Pump => {
+                self.pumping = false;
+                self.pump();
+            }
+            Job::Answer(call, attempt, outcome) => {
+                let current = self
+                    .calls
+                    .get(&call)
+                    .is_some_and(|call| call.attempt == attempt);
+                if current {
+                    self.end_attempt(call, outcome);
+                }
+            }
+            Job::Deadline(call) => self.give_up(call, Ending::Deadline),
+            Job::Patience(call) => self.give_up(call, Ending::Cancelled),
+            Job::Script(script) => script(self),
+        }
+    }
+}
