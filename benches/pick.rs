@@ -39,12 +39,13 @@ use tower::load::{CompleteOnResponse, PeakEwma, PendingRequests};
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-const ROUNDS: usize = 9;
+const ROUNDS: usize = 61;
 const SIZES: [usize; 5] = [3, 10, 100, 1_000, 10_000];
 /// The greatest number of endpoints that `Adaptive` compares one and all.
 const SCANNED: usize = 512;
-/// How long one measurement takes.
-const SPAN: Duration = Duration::from_millis(15);
+/// How long one measurement takes: less than a time slice, so that on a machine with other work most
+/// are not interrupted, and the median knows nothing of the others.
+const SPAN: Duration = Duration::from_millis(1);
 
 /// Does the thing so many times.
 type Work = Box<dyn FnMut(u64) + Send>;
