@@ -85,16 +85,20 @@ impl Cell {
         self.offset
     }
 
+    #[inline]
     fn atomic(&self) -> &AtomicU64 {
         &self.chunk.words[self.offset % CHUNK]
     }
 
+    #[inline]
     pub(crate) fn word(&self) -> Word {
         // Relaxed: the word guards no other data.
         Word(self.atomic().load(Ordering::Relaxed))
     }
 
     /// Applies one event, and says what came of it.
+    // Always: with the event known, little is left of the `match` in it.
+    #[inline(always)]
     pub(crate) fn apply(&self, event: Event) -> Word {
         let cell = self.atomic();
         let mut seen = cell.load(Ordering::Relaxed);
@@ -147,6 +151,7 @@ impl Default for Trials {
 }
 
 impl Trials {
+    #[inline]
     pub(crate) fn due(&self, now: Timestamp) -> bool {
         // Relaxed: a pick that misses the news leaves the trial to the next pick.
         now.as_nanos() >= self.next.load(Ordering::Relaxed)
@@ -188,6 +193,7 @@ impl Default for Floor {
 
 impl Floor {
     /// Takes note of a mean at a height of the key, and gives the floor.
+    #[inline]
     pub(crate) fn note(&self, mean: u64, height: u64) -> u64 {
         // Relaxed, and one try: the floor is a rough bound; a lost update is made up by the next.
         let seen = self.word.load(Ordering::Relaxed);
@@ -211,6 +217,7 @@ impl Floor {
         if last < this { last } else { this }
     }
 
+    #[inline]
     fn after(word: u64, mean: u64, height: u64) -> u64 {
         // Four halvings: 14 s at the default window. Long enough that a peak of the fastest endpoint does not
         // lift the bound for all, short enough to forget one that has left.

@@ -29,7 +29,7 @@ pub use cells::{Cell, Cells};
 pub use histogram::Latency;
 pub use outcomes::Outcomes;
 
-pub(crate) use cells::{Chunk, Shared};
+pub(crate) use cells::{CHUNK, Chunk, Shared};
 pub(crate) use score::handicap;
 
 use histogram::Histogram;
@@ -149,30 +149,32 @@ impl Load {
     /// A call that began at `started` has ended at `now`.
     pub fn end(&self, completion: &Completion, started: Timestamp, now: Timestamp) {
         let record = self.record.get_or_init(Record::boxed);
-        let latency = completion.latency;
-        let event = match completion.outcome {
+        let nanos = u64::try_from(completion.latency.as_nanos()).unwrap_or(u64::MAX);
+        match completion.outcome {
             Outcome::Answered(code) => {
+                // The locked operations come last: a processor does little else beside one.
+                let answer = (!code.is_server_fault()).then(|| self.answered(nanos, started, now));
                 record.counters.answered(code);
-                record.latencies.record(latency);
-                if code.is_server_fault() {
-                    return self.failed(latency, now);
+                record.latencies.record(nanos);
+                match answer {
+                    Some(event) => _ = self.cell.apply(event),
+                    None => self.failed(nanos, now),
                 }
-                self.answered(latency, started, now)
             }
             Outcome::Cancelled => {
                 record.counters.cancelled();
-                self.cancelled(latency, now)
+                self.cancelled(nanos, now);
             }
             Outcome::Refused => {
                 record.counters.refused();
-                Event::Refused
+                self.cell.apply(Event::Refused);
             }
-        };
-        self.cell.apply(event);
+        }
     }
 
-    fn answered(&self, latency: Duration, started: Timestamp, now: Timestamp) -> Event {
-        let mean = self.include(latency);
+    #[inline]
+    fn answered(&self, nanos: u64, started: Timestamp, now: Timestamp) -> Event {
+        let mean = self.include(nanos);
         if self.faults_in_a_row.load(Ordering::Relaxed) != 0 {
             self.faults_in_a_row.store(0, Ordering::Relaxed);
         }
@@ -182,7 +184,7 @@ impl Load {
             Some(ascent) => {
                 let height = ascent.at(now);
                 let floor = shared.floor.note(log2(mean), height);
-                height + log2_of(latency).min(floor + CAP)
+                height + log2(nanos).min(floor + CAP)
             }
         };
         Event::Answered {
@@ -194,20 +196,21 @@ impl Load {
     }
 
     /// The mean with this answer in it.
-    fn include(&self, latency: Duration) -> u64 {
-        let latency = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
+    #[inline]
+    fn include(&self, nanos: u64) -> u64 {
         // Relaxed, a load and a store: two answers at once may lose one of them, which a mean can bear
         // and the hot path likes.
         let mean = match self.mean.load(Ordering::Relaxed) {
-            0 => latency,
-            mean => mean - (mean >> MEAN_SHIFT) + (latency >> MEAN_SHIFT),
+            0 => nanos,
+            mean => mean - (mean >> MEAN_SHIFT) + (nanos >> MEAN_SHIFT),
         };
         let mean = mean.max(1);
         self.mean.store(mean, Ordering::Relaxed);
         mean
     }
 
-    fn failed(&self, latency: Duration, now: Timestamp) {
+    #[cold]
+    fn failed(&self, nanos: u64, now: Timestamp) {
         let shared = self.cell.shared();
         let (soft, hard) = match shared.ascent {
             None => (0, score::SHUNNED),
@@ -216,7 +219,7 @@ impl Load {
                 // and so on would never end.
                 let usual = log2(self.mean.load(Ordering::Relaxed));
                 let floor = shared.floor.get().unwrap_or(0);
-                let slow = log2_of(latency).max(usual).max(floor) + FAULT;
+                let slow = log2(nanos).max(usual).max(floor) + FAULT;
                 let height = ascent.at(now);
                 let penalty = log2_of(PENALTY);
                 (height + slow.min(penalty), height + penalty)
@@ -240,14 +243,14 @@ impl Load {
         }
     }
 
-    fn cancelled(&self, elapsed: Duration, now: Timestamp) -> Event {
+    #[cold]
+    fn cancelled(&self, nanos: u64, now: Timestamp) {
         let shared = self.cell.shared();
-        Event::Cancelled {
-            key: shared.ascent.map_or(0, |ascent| {
-                let cap = shared.floor.get().map_or(u64::MAX, |floor| floor + CAP);
-                ascent.at(now) + log2_of(elapsed).min(cap)
-            }),
-        }
+        let key = shared.ascent.map_or(0, |ascent| {
+            let cap = shared.floor.get().map_or(u64::MAX, |floor| floor + CAP);
+            ascent.at(now) + log2(nanos).min(cap)
+        });
+        self.cell.apply(Event::Cancelled { key });
     }
 
     /// Calls given to this endpoint that have not ended.

@@ -52,6 +52,7 @@ impl Counters {
         }
     }
 
+    #[inline]
     pub(super) fn answered(&self, code: StatusCode) {
         if code != StatusCode::OK {
             add(&self.others[code.number()]);

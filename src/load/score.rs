@@ -67,11 +67,13 @@ pub(crate) enum Event {
 }
 
 impl Word {
+    #[inline]
     fn pack(key: u64, flags: u64, in_flight: u64) -> Self {
         let score = key.min(KEY_MAX) + Self::extra(flags, in_flight);
         Self(score << SCORE_SHIFT | flags | in_flight)
     }
 
+    #[inline]
     fn extra(flags: u64, in_flight: u64) -> u64 {
         match flags & ON_TRIAL != 0 && in_flight > 0 {
             true => log2(in_flight + 1) + TRIAL_BUMP,
@@ -80,6 +82,7 @@ impl Word {
     }
 
     /// The estimate alone.
+    #[inline]
     pub(crate) fn key(self) -> u64 {
         (self.0 >> SCORE_SHIFT) - Self::extra(self.0, self.in_flight())
     }
@@ -98,6 +101,7 @@ impl Word {
     }
 
     /// The word after `event`: every transition there is.
+    #[inline(always)]
     pub(crate) fn after(self, event: Event) -> Self {
         let (key, in_flight) = (self.key(), self.in_flight());
         let flags = self.0 & (ON_TRIAL | PENALISED);
@@ -148,6 +152,7 @@ impl Ascent {
     }
 
     /// How high an estimate made at `now` enters.
+    #[inline]
     pub(crate) fn at(self, now: Timestamp) -> u64 {
         let height = (u128::from(now.as_nanos()) * u128::from(self.per_nano)) >> 64;
         (height as u64).min(KEY_MAX)
@@ -155,12 +160,14 @@ impl Ascent {
 }
 
 /// log2 of a duration's nanoseconds.
+#[inline]
 pub(crate) fn log2_of(duration: Duration) -> u64 {
     log2(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX))
 }
 
 /// log2 of `x`, of 1 where it is 0: exact to the last bit below 256, from there on truncated to 8
 /// significant bits of `x` (less than 0.012 too low).
+#[inline]
 pub(crate) const fn log2(x: u64) -> u64 {
     if x < 256 {
         return LOG2[x as usize] as u64;

@@ -64,7 +64,7 @@ impl LeastRequest {
         })
     }
 
-    /// Compares all ready endpoints for each call: about half a nanosecond each.
+    /// Compares all ready endpoints for each call: one or two nanoseconds each.
     pub fn full_scan() -> Self {
         Self {
             compared: Compared::All,
@@ -98,6 +98,7 @@ impl Picker for Fewest {
             return PickResult::Pick(id);
         }
         let at = match self.choices {
+            Some(2) if info.avoid.is_empty() => Some(self.of_two(info.random)),
             Some(count) => self.drawn(count, info),
             None => None,
         };
@@ -107,6 +108,21 @@ impl Picker for Fewest {
 }
 
 impl Fewest {
+    /// The same as `drawn` with two, and nobody to avoid, in a third of the time.
+    #[inline]
+    fn of_two(&self, random: u64) -> usize {
+        let n = self.roster.len();
+        // Half a word each: drawing from the whole and its remix takes longer and is no fairer below
+        // millions of endpoints.
+        let first = scale(random, n);
+        let second = scale(random << 32, n - 1);
+        let second = second + usize::from(second >= first);
+        match self.roster.score(second) < self.roster.score(first) {
+            true => second,
+            false => first,
+        }
+    }
+
     /// The least of `count` different ones, the first drawn where several are: each is as likely to be
     /// drawn first. `None` when all that were drawn should be avoided.
     #[inline]

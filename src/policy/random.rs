@@ -2,7 +2,7 @@
 
 use super::{Decision, Member, PickInfo, PickResult, Picker, Policy, among_ready};
 use crate::endpoint::EndpointId;
-use crate::rng::{Rng, scale};
+use crate::rng::{Rng, remix, scale};
 use crate::timestamp::Timestamp;
 
 /// Gives each call to any ready endpoint with equal chance, whatever its load and weight.
@@ -32,13 +32,21 @@ impl Picker for Anyone {
     #[inline]
     fn pick(&self, info: &PickInfo<'_>) -> PickResult {
         let any = self.ids[scale(info.random, self.ids.len())];
-        if info.avoid.is_empty() || !info.avoid.contains(&any) {
+        if !info.avoid.contains(&any) {
             return PickResult::Pick(any);
         }
-        // Counted out rather than drawn again: every other one keeps the same chance, and it ends.
+        PickResult::Pick(self.another(info).unwrap_or(any))
+    }
+}
+
+impl Anyone {
+    /// Any that need not be avoided. Counted out rather than drawn again: each keeps the same chance,
+    /// and it ends.
+    #[cold]
+    fn another(&self, info: &PickInfo<'_>) -> Option<EndpointId> {
         let mut others = self.ids.iter().filter(|id| !info.avoid.contains(id));
-        let which = scale(crate::rng::remix(info.random), others.clone().count());
-        PickResult::Pick(*others.nth(which).unwrap_or(&any))
+        let which = scale(remix(info.random), others.clone().count());
+        others.nth(which).copied()
     }
 }
 

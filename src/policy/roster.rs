@@ -2,11 +2,11 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Member, PickInfo};
 use crate::endpoint::EndpointId;
-use crate::load::{Chunk, Load, Shared};
+use crate::load::{CHUNK, Chunk, Load, Shared};
 use crate::rng::{remix, scale};
 
 /// Ready members by position: in the order of their score cells.
@@ -14,6 +14,9 @@ pub(super) struct Roster {
     ids: Vec<EndpointId>,
     loads: Vec<Arc<Load>>,
     runs: Vec<Run>,
+    // Where each score is: which run's chunk, and the offset in it. Reading it through the load instead would touch
+    // two more lines of memory per endpoint.
+    places: Vec<(u32, u32)>,
     shared: Arc<Shared>,
 }
 
@@ -38,6 +41,7 @@ impl Roster {
         let shared = ready[0].load.cell().shared().clone();
         let loads: Vec<_> = ready.iter().map(|member| member.load.clone()).collect();
         let mut runs: Vec<Run> = Vec::new();
+        let mut places = Vec::with_capacity(loads.len());
         for (position, load) in loads.iter().enumerate() {
             let (chunk, offset) = (load.cell().chunk(), load.cell().offset());
             match runs.last_mut() {
@@ -49,6 +53,7 @@ impl Roster {
                     position,
                 }),
             }
+            places.push(((runs.len() - 1) as u32, offset as u32));
             // A member that was penalised and away comes back with a trial still to come.
             if let Some(due) = load.trial_due() {
                 shared.trials.announce(due);
@@ -58,6 +63,7 @@ impl Roster {
             ids: ready.iter().map(|member| member.id).collect(),
             loads,
             runs,
+            places,
             shared,
         }
     }
@@ -74,8 +80,10 @@ impl Roster {
         info.avoid.contains(&self.ids[position])
     }
 
+    #[inline]
     pub(super) fn score(&self, position: usize) -> u64 {
-        self.loads[position].score()
+        let (run, offset) = self.places[position];
+        read(&self.runs[run as usize].chunk.words()[offset as usize % CHUNK])
     }
 
     pub(super) fn runs(&self) -> &[Run] {
@@ -158,47 +166,105 @@ fn least<'a>(
     random: u64,
     cost: impl Fn(u64, usize) -> u64,
 ) -> Option<usize> {
-    let (mut best, mut at, mut ties) = (NOBODY, None, 0);
+    let mut least = Least::default();
     for run in runs.clone() {
-        for (word, position) in run.words() {
-            let cost = cost(word, position);
-            if cost < best {
-                (best, at, ties) = (cost, Some(position), 1);
-            } else if cost == best {
-                ties += 1;
+        let (eights, rest) = run.eights();
+        let mut position = run.position;
+        for eight in eights {
+            let costs: [u64; 8] = std::array::from_fn(|i| cost(read(&eight[i]), position + i));
+            // Most eights hold none that is less than the best so far: one jump passes all of them.
+            if costs.into_iter().fold(NOBODY, u64::min) <= least.cost {
+                for (i, cost) in costs.into_iter().enumerate() {
+                    least.see(cost, position + i);
+                }
             }
+            position += 8;
+        }
+        for (i, cell) in rest.iter().enumerate() {
+            least.see(cost(read(cell), position + i), position + i);
         }
     }
-    if ties <= 1 || best == NOBODY {
-        return at;
+    if least.cost == NOBODY {
+        return None;
+    }
+    let mut at = least.position;
+    if least.ties == 0 {
+        return Some(at);
     }
     // Walked again rather than begun at random: of two that tie, a random start favours the one that
     // comes after the longer gap.
     // The complement: a caller may have drawn from `random` and its remix before.
-    let mut left = scale(remix(!random), ties);
+    let mut left = scale(remix(!random), least.ties + 1);
     for run in runs {
         for (word, position) in run.words() {
-            if cost(word, position) <= best {
-                at = Some(position);
+            if cost(word, position) <= least.cost {
+                at = position;
                 if left == 0 {
-                    return at;
+                    return Some(at);
                 }
                 left -= 1;
             }
         }
     }
     // Calls have begun meanwhile, and fewer tie.
-    at
+    Some(at)
+}
+
+/// The least cost so far, the first position that has it, and how many more have.
+struct Least {
+    cost: u64,
+    position: usize,
+    ties: usize,
+}
+
+impl Default for Least {
+    fn default() -> Self {
+        Self {
+            cost: NOBODY,
+            position: 0,
+            ties: 0,
+        }
+    }
+}
+
+impl Least {
+    /// Without a jump: among a few endpoints nothing foretells which is least, and a jump mispredicted
+    /// costs as much as the whole walk.
+    #[inline]
+    fn see(&mut self, cost: u64, position: usize) {
+        let less = cost < self.cost;
+        let same = usize::from(cost == self.cost);
+        self.position = std::hint::select_unpredictable(less, position, self.position);
+        self.ties = std::hint::select_unpredictable(less, 0, self.ties + same);
+        self.cost = self.cost.min(cost);
+    }
 }
 
 impl Run {
+    /// The cells in groups of eight, and those left over: all of them, where they are few.
+    #[inline]
+    fn eights(&self) -> (&[[AtomicU64; 8]], &[AtomicU64]) {
+        match self.len <= 16 {
+            true => (&[], self.cells()),
+            false => self.cells().as_chunks(),
+        }
+    }
+
+    #[inline]
+    fn cells(&self) -> &[AtomicU64] {
+        &self.chunk.words()[self.start..][..self.len]
+    }
+
     #[inline]
     fn words(&self) -> impl Iterator<Item = (u64, usize)> {
-        let cells = &self.chunk.words()[self.start..][..self.len];
-        // Relaxed: a score guards no other data, and one that is a moment old is as good.
-        let words = cells.iter().map(|cell| cell.load(Ordering::Relaxed));
-        words.zip(self.position..)
+        self.cells().iter().map(read).zip(self.position..)
     }
+}
+
+#[inline]
+fn read(cell: &AtomicU64) -> u64 {
+    // Relaxed: a score guards no other data, and one that is a moment old is as good.
+    cell.load(Ordering::Relaxed)
 }
 
 impl fmt::Debug for Roster {
