@@ -199,10 +199,10 @@ mod tests {
         link.lose(|| link.error("first"));
         link.lose(|| link.error("second"));
         assert_eq!(link.lost().unwrap().to_string(), "127.0.0.1:1: first");
-        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
-        assert_eq!(link.order(&mut cx), Order::Serve);
+        let cx = std::task::Context::from_waker(std::task::Waker::noop());
+        assert_eq!(link.order(&cx), Order::Serve);
         link.tell(Order::Abort);
         link.tell(Order::Finish);
-        assert_eq!(link.order(&mut cx), Order::Abort);
+        assert_eq!(link.order(&cx), Order::Abort);
     }
 }

@@ -77,3 +77,12 @@ fn target(addresses: &[SocketAddr]) -> String {
     let list: Vec<String> = addresses.iter().map(ToString::to_string).collect();
     format!("static:{}", list.join(","))
 }
+
+/// Pauses short enough for a test to wait them out.
+fn quick() -> equipoise::balancer::Backoff {
+    equipoise::balancer::Backoff {
+        base: Duration::from_millis(20),
+        cap: Duration::from_millis(100),
+        ..equipoise::balancer::Backoff::default()
+    }
+}

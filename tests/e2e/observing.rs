@@ -105,11 +105,8 @@ async fn a_lost_server_is_explained_and_then_comes_back() {
     use crate::rig::greeter::{Options, Server};
     let a = server("a");
     let address = a.address;
-    let mut backoff = equipoise::balancer::Backoff::default();
-    backoff.base = std::time::Duration::from_millis(20);
-    backoff.cap = std::time::Duration::from_millis(100);
     let channel = Channel::from_endpoints([Endpoint::from(address)])
-        .backoff(backoff)
+        .backoff(crate::quick())
         .connect()
         .await
         .unwrap();

@@ -82,7 +82,7 @@ async fn avoid_stays_away_while_there_is_somebody_else() {
         let builder = match policy {
             0 => builder,
             1 => builder.policy(RoundRobin::default()),
-            2 => builder.policy(equipoise::policy::Random::default()),
+            2 => builder.policy(equipoise::policy::Random),
             _ => builder.policy(equipoise::policy::LeastRequest::default()),
         };
         let channel = builder.connect().await.unwrap();
@@ -109,7 +109,7 @@ async fn avoid_stays_away_while_there_is_somebody_else() {
 async fn waiting_for_ready_outlasts_a_server_that_is_away() {
     let away = holes::refused();
     let channel = Channel::from_endpoints([Endpoint::from(away.address)])
-        .backoff(quick())
+        .backoff(crate::quick())
         .build()
         .unwrap();
     let mut client = GreeterClient::new(channel.clone());
@@ -129,13 +129,6 @@ async fn waiting_for_ready_outlasts_a_server_that_is_away() {
         ..Options::new("back")
     });
     assert_eq!(waiting.await.unwrap().unwrap().into_inner().server, "back");
-}
-
-fn quick() -> equipoise::balancer::Backoff {
-    let mut backoff = equipoise::balancer::Backoff::default();
-    backoff.base = std::time::Duration::from_millis(20);
-    backoff.cap = std::time::Duration::from_millis(100);
-    backoff
 }
 
 /// Two calls at a time, a hundred callers: nobody is refused, and the line is served in order.
@@ -164,9 +157,9 @@ async fn those_who_wait_for_room_are_served_in_order() {
     for call in calls {
         call.await.unwrap();
     }
+    quiet(&channel).await;
     let served = served.lock().unwrap();
     assert!(served.is_sorted(), "{served:?}");
-    quiet(&channel).await;
 }
 
 fn served_so_far(channel: &Channel) -> u32 {

@@ -371,15 +371,18 @@ async fn a_server_that_reads_nothing_cannot_hold_a_connection_open() {
     // More than the kernels of both sides hold.
     let message = vec![0; 64 << 20];
     let call = tokio::spawn(connection.call(unary(&message), slot(&connection)));
-    let mut sent = 0;
-    loop {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        match connection.control().traffic().sent {
-            0 => {}
-            now if now == sent => break,
-            now => sent = now,
+    // Until both kernels are full and nothing moves.
+    let stuck = async {
+        let mut sent = 0;
+        loop {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            match connection.control().traffic().sent {
+                now if now == sent && now > 1_000 => break,
+                now => sent = now,
+            }
         }
-    }
+    };
+    within(stuck).await;
     call.abort();
     eventually("the slot is free", || connection.slots().open() == 0).await;
     let mut watch = connection.condition();

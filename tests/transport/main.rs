@@ -127,7 +127,7 @@ fn error(answer: Answer) -> CallError {
 /// Waits for a condition, and gives its text.
 async fn condition(connection: &Http2Connection, is: fn(&Condition) -> bool) -> String {
     let mut watch = connection.condition();
-    let found = within(watch.wait_for(|c| is(c))).await.unwrap();
+    let found = within(watch.wait_for(is)).await.unwrap();
     match &*found {
         Condition::Open => String::new(),
         Condition::Worn(what) => (*what).to_owned(),
