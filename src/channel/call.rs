@@ -1,17 +1,16 @@
 //! One call: its deadline, its turn in the line, its endpoint, and another one when the first was never reached.
 
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::HeaderMap;
 use tonic::Status;
 use tonic::metadata::{Ascii, MetadataValue};
 
-use crate::clock::Clock;
-use crate::endpoint::{Address, Connectivity, EndpointId};
+use crate::endpoint::{Address, Connectivity, Endpoint, EndpointId};
 use crate::policy::{PickInfo, PickResult};
 use crate::report::{Outcome, StatusCode};
 use crate::rng;
@@ -23,7 +22,7 @@ use super::extensions::{Avoid, Override, Served, WaitForReady};
 use super::service::{Core, Shared};
 use super::snapshot::{Live, Room, Seat, Snapshot};
 use super::tracked::{InFlight, ResponseBody, Tracking};
-use super::waiters::{Need, Ticket, Told};
+use super::waiters::{Need, Told};
 
 /// How often a call that never left this process may go elsewhere (DESIGN: up to 3 times).
 const UNSENT_RETRIES: u32 = 3;
@@ -33,94 +32,87 @@ const REFUSED_RETRIES: u32 = 1;
 const PICKS: usize = 32;
 
 /// Carries one call to its response's head.
-pub(super) async fn run<N: Connection>(
+///
+/// What this gives is boxed for every call, so it is kept under the kilobyte that allocators serve quickly:
+/// what is rare is boxed once more, and nothing is held twice.
+pub(super) fn run<N: Connection>(
     shared: Arc<Shared<N>>,
     request: http::Request<tonic::body::Body>,
     random: u64,
-) -> Result<http::Response<ResponseBody<N>>, Status> {
-    let core = &*shared.core;
+) -> impl Future<Output = Result<http::Response<ResponseBody<N>>, Status>> + Send {
     let (parts, body) = request.into_parts();
-    let mut head = http::Request::from_parts(parts, ());
-    let mut call = Call::read(core, &head, random);
-    if let Some(deadline) = &call.deadline
-        && deadline.at <= call.started
-    {
-        return Err(call.labels.deadline_exceeded("before the call began"));
-    }
-
-    let mut payload = Payload::Untouched(body);
-    let (mut unsent, mut refused) = (0, 0);
-    loop {
-        let admitted = call.admit(&shared, head.uri().path()).await?;
-        call.labels.attempts += 1;
-        call.labels.endpoint = Some(admitted.seat.endpoint());
-        call.write_timeout(head.headers_mut());
-
-        let id = admitted.seat.id;
-        let in_flight = InFlight::begin(admitted.seat, core.clock, call.now);
-        let sending = admitted
-            .live
-            .connection
-            .call(Outgoing { head, payload }, admitted.slot);
-        // The stream keeps what it needs; holding the connection would keep it from closing.
-        drop(admitted.live);
-        match call.bounded(sending).await {
-            Some(Ok(response)) => return call.respond(response, in_flight, core.clock),
-            None => {
-                in_flight.end(Outcome::Answered(StatusCode::DEADLINE_EXCEEDED));
-                return Err(call
-                    .labels
-                    .deadline_exceeded("while waiting for the response"));
-            }
-            Some(Err(CallError {
-                mut status,
-                reached,
-                request,
-            })) => {
-                let budget = match reached {
-                    Reached::No => unsent < UNSENT_RETRIES,
-                    Reached::Refused => refused < REFUSED_RETRIES,
-                    Reached::Maybe => false,
-                };
-                let Some(again) = request.filter(|_| budget) else {
-                    let code = StatusCode::new(status.code() as u8);
-                    in_flight.end(Outcome::Answered(code));
-                    call.labels.put_on(&mut status);
-                    return Err(status);
-                };
-                in_flight.end(Outcome::Refused);
-                unsent += u32::from(reached == Reached::No);
-                refused += u32::from(reached == Reached::Refused);
-                call.avoid.push(id);
-                head = again.head;
-                payload = again.payload;
-                call.now = core.clock.now();
+    let mut outgoing = Some(Outgoing {
+        head: Box::new(http::Request::from_parts(parts, ())),
+        payload: Payload::Untouched(body),
+    });
+    async move {
+        let core = &*shared.core;
+        let mut call = match &outgoing {
+            Some(outgoing) => Call::read(core, &outgoing.head, random)?,
+            None => return Err(Status::internal("the call has no request")),
+        };
+        while let Some(mut request) = outgoing.take() {
+            let admitted = match call.look_first(&shared, request.head.uri().path())? {
+                Ok(admitted) => admitted,
+                Err(need) => {
+                    let path = request.head.uri().path();
+                    Box::pin(call.wait(&shared, path, need)).await?
+                }
+            };
+            call.labels.attempts += 1;
+            call.write_timeout(request.head.headers_mut());
+            let in_flight = InFlight::begin(admitted.seat, core.clock, call.now);
+            let sending = admitted.live.connection.call(request, admitted.slot);
+            // The stream keeps what it needs; holding the connection would keep it from closing.
+            drop(admitted.live);
+            let mut sending = pin!(sending);
+            let deadline = &mut call.deadline;
+            match poll_fn(|cx| bounded(sending.as_mut(), deadline, cx)).await {
+                Some(Ok(response)) => return call.respond(response, in_flight),
+                Some(Err(error)) => outgoing = call.again(error, in_flight)?,
+                None => return Err(call.expired(in_flight)),
             }
         }
+        Err(Status::internal("the call has no request"))
+    }
+}
+
+/// What `future` resolves to, or `None` when the deadline passes first. The clock is asked only when the
+/// call has to wait.
+fn bounded<F: Future>(
+    future: Pin<&mut F>,
+    deadline: &mut Option<Deadline>,
+    cx: &mut Context<'_>,
+) -> Poll<Option<F::Output>> {
+    if let Poll::Ready(output) = future.poll(cx) {
+        return Poll::Ready(Some(output));
+    }
+    match deadline {
+        Some(deadline) => deadline.sleep.as_mut().poll(cx).map(|()| None),
+        None => Poll::Pending,
     }
 }
 
 /// What an error of our own says of the call's journey.
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Labels {
-    endpoint: Option<Arc<crate::Endpoint>>,
     attempts: u32,
     timeout: Duration,
 }
 
 impl Labels {
     /// DEADLINE_EXCEEDED, saying in which phase.
-    pub(super) fn deadline_exceeded(&self, phase: &str) -> Status {
+    pub(super) fn deadline_exceeded(&self, phase: &str, tried: Option<&Endpoint>) -> Status {
         let mut status =
             Status::deadline_exceeded(format!("deadline of {:?} exceeded {phase}", self.timeout));
-        self.put_on(&mut status);
+        self.put_on(&mut status, tried);
         status
     }
 
     /// Adds `equipoise-endpoint` and `equipoise-attempts` to an error that this process made.
-    pub(super) fn put_on(&self, status: &mut Status) {
+    pub(super) fn put_on(&self, status: &mut Status, tried: Option<&Endpoint>) {
         let metadata = status.metadata_mut();
-        if let Some(endpoint) = &self.endpoint {
+        if let Some(endpoint) = tried {
             let name = endpoint.address().to_string();
             // A unix path may hold what a header cannot; then the name is left out.
             if let Ok(name) = name.parse::<MetadataValue<Ascii>>() {
@@ -133,7 +125,6 @@ impl Labels {
 
 /// What stays the same from attempt to attempt.
 struct Call {
-    started: Timestamp,
     /// The newest time known: read when the call began, after each wait and before each new attempt.
     now: Timestamp,
     random: u64,
@@ -142,6 +133,10 @@ struct Call {
     wait_for_ready: bool,
     wanted: Option<Override>,
     avoid: Vec<EndpointId>,
+    /// The endpoint of the last attempt that failed, and how often each kind of failure let it go on.
+    tried: Option<Arc<Endpoint>>,
+    unsent: u32,
+    refused: u32,
 }
 
 /// An endpoint and a slot on one of its connections.
@@ -159,7 +154,16 @@ enum Look<N> {
 }
 
 impl Call {
-    fn read<N: Connection>(core: &Core<N>, head: &http::Request<()>, random: u64) -> Self {
+    /// What the head of a request asks for.
+    ///
+    /// # Errors
+    ///
+    /// When it has no time at all.
+    fn read<N: Connection>(
+        core: &Core<N>,
+        head: &http::Request<()>,
+        random: u64,
+    ) -> Result<Self, Status> {
         let started = core.clock.now();
         let asked = head
             .headers()
@@ -178,19 +182,25 @@ impl Call {
                 ids.map(|seat| seat.id).collect()
             }
         };
-        Self {
-            started,
+        let labels = Labels {
+            attempts: 0,
+            timeout: timeout.unwrap_or_default(),
+        };
+        if timeout == Some(Duration::ZERO) {
+            return Err(labels.deadline_exceeded("before the call began", None));
+        }
+        Ok(Self {
             now: started,
             random,
             deadline: timeout.map(|timeout| Deadline::at(started + timeout, core.clock)),
-            labels: Labels {
-                timeout: timeout.unwrap_or_default(),
-                ..Labels::default()
-            },
+            labels,
             wait_for_ready: extensions.get::<WaitForReady>().is_some(),
             wanted: extensions.get::<Override>().cloned(),
             avoid,
-        }
+            tried: None,
+            unsent: 0,
+            refused: 0,
+        })
     }
 
     /// Tells the server what is left of the time, never more.
@@ -201,40 +211,24 @@ impl Call {
         }
     }
 
-    /// `future`, or `None` when the deadline passes first. The clock is only asked where the call waits.
-    async fn bounded<F: Future>(&mut self, future: F) -> Option<F::Output> {
-        let mut future = pin!(future);
-        let deadline = &mut self.deadline;
-        poll_fn(|cx| {
-            if let Poll::Ready(output) = future.as_mut().poll(cx) {
-                return Poll::Ready(Some(output));
-            }
-            match deadline {
-                Some(deadline) => deadline.sleep.as_mut().poll(cx).map(|()| None),
-                None => Poll::Pending,
-            }
-        })
-        .await
-    }
-
-    /// Finds an endpoint with a free slot, waiting in the line where that may help.
-    async fn admit<N: Connection>(
+    /// Finds an endpoint with a free slot at once, or says what to wait for.
+    fn look_first<N: Connection>(
         &mut self,
         shared: &Shared<N>,
         path: &str,
-    ) -> Result<Admitted<N>, Status> {
-        let core = &*shared.core;
+    ) -> Result<Result<Admitted<N>, Need>, Status> {
         // Whoever waits for room was here first.
-        if !core.waiters.anyone_for_room() {
-            match self.look(shared, path) {
-                Look::Admitted(admitted) => return Ok(admitted),
-                Look::Fail(status) => return Err(self.made(status)),
-                Look::Wait(need) => return self.wait(shared, path, need).await,
-            }
+        if shared.core.waiters.anyone_for_room() {
+            return Ok(Err(Need::Room));
         }
-        self.wait(shared, path, Need::Room).await
+        match self.look(shared, path) {
+            Look::Admitted(admitted) => Ok(Ok(admitted)),
+            Look::Wait(need) => Ok(Err(need)),
+            Look::Fail(status) => Err(self.made(status)),
+        }
     }
 
+    /// Stands in the line until there is an endpoint with a free slot.
     async fn wait<N: Connection>(
         &mut self,
         shared: &Shared<N>,
@@ -269,13 +263,18 @@ impl Call {
                     }
                 }
             }
-            if self.bounded(news(&ticket)).await.is_none() {
+            let mut news = pin!(poll_fn(|cx| ticket.poll_news(cx)));
+            let deadline = &mut self.deadline;
+            if poll_fn(|cx| bounded(news.as_mut(), deadline, cx))
+                .await
+                .is_none()
+            {
                 let why = shared.core.snapshot.load().why.clone();
                 let phase = match why {
                     Some(why) => format!("while waiting for an endpoint: {why}"),
                     None => "while waiting for an endpoint".to_owned(),
                 };
-                return Err(self.labels.deadline_exceeded(&phase));
+                return Err(self.labels.deadline_exceeded(&phase, self.tried.as_deref()));
             }
             told = ticket.take_news();
             may_look = true;
@@ -384,8 +383,47 @@ impl Call {
 
     /// An error of our own, marked as such.
     fn made(&self, mut status: Status) -> Status {
-        self.labels.put_on(&mut status);
+        self.labels.put_on(&mut status, self.tried.as_deref());
         status
+    }
+
+    /// The request again, if it may go to another endpoint after this failure.
+    fn again<N: Connection>(
+        &mut self,
+        error: CallError,
+        in_flight: InFlight<N>,
+    ) -> Result<Option<Outgoing>, Status> {
+        let CallError {
+            mut status,
+            reached,
+            request,
+        } = error;
+        let budget = match reached {
+            Reached::No => self.unsent < UNSENT_RETRIES,
+            Reached::Refused => self.refused < REFUSED_RETRIES,
+            Reached::Maybe => false,
+        };
+        let seat = in_flight.seat().clone();
+        if request.is_none() || !budget {
+            let code = StatusCode::new(status.code() as u8);
+            in_flight.end(Outcome::Answered(code));
+            self.labels.put_on(&mut status, Some(&seat.endpoint()));
+            return Err(status);
+        }
+        self.now = in_flight.end(Outcome::Refused);
+        self.unsent += u32::from(reached == Reached::No);
+        self.refused += u32::from(reached == Reached::Refused);
+        self.avoid.push(seat.id);
+        self.tried = Some(seat.endpoint());
+        Ok(request)
+    }
+
+    /// The deadline passed before the response began.
+    fn expired<N: Connection>(&self, in_flight: InFlight<N>) -> Status {
+        let endpoint = in_flight.seat().endpoint();
+        in_flight.end(Outcome::Answered(StatusCode::DEADLINE_EXCEEDED));
+        self.labels
+            .deadline_exceeded("while waiting for the response", Some(&endpoint))
     }
 
     /// Follows the response; one that is all head is judged here.
@@ -393,20 +431,16 @@ impl Call {
         self,
         response: http::Response<N::Body>,
         in_flight: InFlight<N>,
-        clock: Clock,
     ) -> Result<http::Response<ResponseBody<N>>, Status> {
         let (mut parts, body) = response.into_parts();
-        if let Some(endpoint) = &self.labels.endpoint {
-            parts.extensions.insert(Served {
-                endpoint: endpoint.clone(),
-                attempts: self.labels.attempts,
-            });
-        }
+        parts.extensions.insert(Served {
+            endpoint: in_flight.seat().endpoint(),
+            attempts: self.labels.attempts,
+        });
         let tracking = Tracking {
             in_flight,
             deadline: self.deadline,
             labels: self.labels,
-            clock,
         };
         let body = ResponseBody::follow(&mut parts.headers, body, tracking)?;
         Ok(http::Response::from_parts(parts, body))
@@ -433,8 +467,4 @@ fn unavailable(why: Option<&str>, otherwise: &str) -> Status {
         Some(why) => Status::unavailable(format!("{otherwise}: {why}")),
         None => Status::unavailable(otherwise),
     }
-}
-
-async fn news(ticket: &Ticket) {
-    poll_fn(|cx| ticket.poll_news(cx)).await;
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use http::header::HeaderName;
 use http::{HeaderMap, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
@@ -19,6 +20,10 @@ use crate::transport::Connection;
 use super::call::Labels;
 use super::deadline::Deadline;
 use super::snapshot::Seat;
+
+// As constants: a name given as text is parsed anew at each look-up.
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_STATUS_DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
 
 /// A call in flight on an endpoint: counted from the pick until this is finished or dropped.
 pub(super) struct InFlight<N> {
@@ -50,12 +55,17 @@ impl<N> InFlight<N> {
         }
     }
 
-    /// Counts the call out.
-    pub(super) fn end(mut self, outcome: Outcome) {
-        self.settle(outcome);
+    /// Where the call is.
+    pub(super) fn seat(&self) -> &Arc<Seat<N>> {
+        &self.seat
     }
 
-    fn settle(&mut self, outcome: Outcome) {
+    /// Counts the call out, and says when that was.
+    pub(super) fn end(mut self, outcome: Outcome) -> Timestamp {
+        self.settle(outcome)
+    }
+
+    fn settle(&mut self, outcome: Outcome) -> Timestamp {
         self.ended = true;
         // An expired or cancelled stream counts as what it took, not as its quick first message.
         let now = match (self.first, outcome) {
@@ -69,6 +79,7 @@ impl<N> InFlight<N> {
             latency: now.since(self.started),
         };
         self.seat.load.end(&completion, self.started, now);
+        now
     }
 }
 
@@ -96,14 +107,13 @@ pub(super) struct Tracking<N> {
     pub(super) in_flight: InFlight<N>,
     pub(super) deadline: Option<Deadline>,
     pub(super) labels: Labels,
-    pub(super) clock: Clock,
 }
 
 impl<N> Tracking<N> {
     /// The server ended the call with `code`.
     fn answered(self, code: StatusCode) -> Result<(), Status> {
         match &self.deadline {
-            Some(deadline) if deadline.explains(code, self.clock) => Err(self.expired()),
+            Some(deadline) if deadline.explains(code, self.in_flight.clock) => Err(self.expired()),
             _ => {
                 self.in_flight.end(Outcome::Answered(code));
                 Ok(())
@@ -113,10 +123,11 @@ impl<N> Tracking<N> {
 
     /// The deadline has passed.
     fn expired(self) -> Status {
+        let endpoint = self.in_flight.seat.endpoint();
         self.in_flight
             .end(Outcome::Answered(StatusCode::DEADLINE_EXCEEDED));
         self.labels
-            .deadline_exceeded("while the response was under way")
+            .deadline_exceeded("while the response was under way", Some(&endpoint))
     }
 }
 
@@ -131,7 +142,7 @@ impl<N: Connection> ResponseBody<N> {
         inner: N::Body,
         tracking: Tracking<N>,
     ) -> Result<Self, Status> {
-        let call = match head.get("grpc-status") {
+        let call = match head.get(GRPC_STATUS) {
             None => Some(tracking),
             Some(_) => {
                 sanitise(head);
@@ -206,8 +217,9 @@ impl<N: Connection> Body for ResponseBody<N> {
                 this.inner.set(None);
                 if let Some(call) = this.call.take() {
                     let code = StatusCode::new(status.code() as u8);
+                    let endpoint = call.in_flight.seat.endpoint();
                     call.in_flight.end(Outcome::Answered(code));
-                    call.labels.put_on(&mut status);
+                    call.labels.put_on(&mut status, Some(&endpoint));
                 }
                 Some(Err(status))
             }
@@ -235,7 +247,7 @@ impl<N: Connection> Body for ResponseBody<N> {
 
 /// The code in `grpc-status`; UNKNOWN where it is missing or no number.
 fn status_code(headers: &HeaderMap) -> StatusCode {
-    let value = headers.get("grpc-status").map(HeaderValue::as_bytes);
+    let value = headers.get(GRPC_STATUS).map(HeaderValue::as_bytes);
     match value {
         Some([digit @ b'0'..=b'9']) => StatusCode::new(digit - b'0'),
         Some([b'1', digit @ b'0'..=b'9']) => StatusCode::new(10 + digit - b'0'),
@@ -245,11 +257,10 @@ fn status_code(headers: &HeaderMap) -> StatusCode {
 
 /// Drops a `grpc-status-details-bin` that is not base64: tonic would panic on it.
 fn sanitise(headers: &mut HeaderMap) {
-    const DETAILS: &str = "grpc-status-details-bin";
-    if let Some(value) = headers.get(DETAILS)
+    if let Some(value) = headers.get(GRPC_STATUS_DETAILS)
         && !is_base64(value.as_bytes())
     {
-        headers.remove(DETAILS);
+        headers.remove(GRPC_STATUS_DETAILS);
     }
 }
 

@@ -1,12 +1,13 @@
 //! One call, from the request's head to the response's.
 
-use std::future::poll_fn;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
-use h2::client::SendRequest;
-use h2::{Reason, SendStream};
+use h2::client::{ResponseFuture, SendRequest};
+use h2::{Reason, RecvStream, SendStream};
 use http::header::{HeaderValue, USER_AGENT};
 use http::uri::{PathAndQuery, Scheme, Uri};
 use tokio::task::JoinHandle;
@@ -77,9 +78,13 @@ impl Held {
     }
 
     /// The body, if the pump took nothing from it before its stream failed.
-    async fn take_back(&mut self) -> Option<Body> {
-        let (pump, _) = self.pump.as_mut()?;
-        pump.await.ok().flatten()
+    fn poll_take_back(&mut self, cx: &mut Context<'_>) -> Poll<Option<Body>> {
+        let Some((pump, _)) = self.pump.as_mut() else {
+            return Poll::Ready(None);
+        };
+        let body = ready!(Pin::new(pump).poll(cx)).ok().flatten();
+        self.pump = None;
+        Poll::Ready(body)
     }
 }
 
@@ -94,18 +99,20 @@ impl Drop for Held {
     }
 }
 
-/// Sends `request` on a stream of its own, and resolves with the response's head.
-pub(super) async fn call(
+/// Opens a stream for `request`, sends what there is of it, and gives what resolves with the response's head.
+pub(super) fn call(
     mut sender: SendRequest<Bytes>,
     link: Arc<Link>,
     request: Outgoing,
     slot: Slot,
-) -> Result<http::Response<ResponseBody>, CallError> {
-    let Outgoing { head, payload } = request;
+) -> Sending {
+    let Outgoing { mut head, payload } = request;
+    // Before the copy is made: the original has room for one more, a copy would have to grow.
+    head.headers_mut().entry(USER_AGENT).or_insert(AGENT);
     let outbound = match outbound(&head, &link) {
         Ok(outbound) => outbound,
         // Wrong anywhere: not handed back.
-        Err(status) => return Err(failed(status, Reached::No)),
+        Err(status) => return Sending::Failed(Some(failed(status, Reached::No))),
     };
     // Declared before what refers to the stream: dropped after it.
     let mut held = Held::new(link, slot);
@@ -118,11 +125,11 @@ pub(super) async fn call(
         Err(error) => {
             held.over();
             let (status, reached) = judge(&error, Phase::Opening, &held.link);
-            return Err(CallError {
+            return Sending::Failed(Some(CallError {
                 status,
                 reached,
                 request: Some(Outgoing { head, payload }),
-            });
+            }));
         }
     };
     held.link.count_opened();
@@ -130,11 +137,11 @@ pub(super) async fn call(
     let (found, body) = match payload {
         Payload::Whole(message) => (Look::Whole(message), Body::empty()),
         Payload::Untouched(mut body) => {
-            let found = poll_fn(|cx| Poll::Ready(look(&mut body, cx))).await;
-            (found, body)
+            // Nobody is to be woken: a body that is not done is polled again by its pump.
+            let mut cx = Context::from_waker(Waker::noop());
+            (look(&mut body, &mut cx), body)
         }
     };
-    // What can be sent again, and the stream's sending half where it may be needed again.
     let (mut whole, mut upload) = (None, None);
     match found {
         Look::Whole(message) if message.len() > LARGEST => {
@@ -143,7 +150,8 @@ pub(super) async fn call(
                 "a message of {} bytes is more than HTTP/2 can queue ({LARGEST})",
                 message.len()
             );
-            return Err(failed(Status::resource_exhausted(text), Reached::Maybe));
+            let status = Status::resource_exhausted(text);
+            return Sending::Failed(Some(failed(status, Reached::Maybe)));
         }
         Look::Whole(message) => {
             // An error means that the stream is gone already, which the response tells.
@@ -154,35 +162,113 @@ pub(super) async fn call(
         Look::Streaming(taken) => held.pump(stream, body, taken),
         Look::Failed(status) => {
             stream.send_reset(Reason::CANCEL);
-            return Err(failed(status, Reached::Maybe));
+            return Sending::Failed(Some(failed(status, Reached::Maybe)));
         }
+    }
+    Sending::Waiting(Waiting {
+        response,
+        upload,
+        whole,
+        head,
+        before,
+        held,
+    })
+}
+
+/// A call whose response's head has not come yet. Dropping it cancels the call.
+pub(super) enum Sending {
+    Waiting(Waiting),
+    /// The stream failed before the server saw it; its pump is asked for what it was given.
+    TakingBack(Held, Option<CallError>, Option<Box<http::Request<()>>>),
+    Failed(Option<CallError>),
+    Done,
+}
+
+// The order of the fields is the order of release: what refers to the stream, then the slot.
+pub(super) struct Waiting {
+    response: ResponseFuture,
+    // The stream's sending half, where it may be needed again.
+    upload: Option<SendStream<Bytes>>,
+    // What can be sent again.
+    whole: Option<Bytes>,
+    head: Box<http::Request<()>>,
+    before: u64,
+    held: Held,
+}
+
+impl Future for Sending {
+    type Output = Result<http::Response<ResponseBody>, CallError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        loop {
+            match this {
+                Self::Waiting(waiting) => {
+                    let result = ready!(Pin::new(&mut waiting.response).poll(cx));
+                    let Self::Waiting(waiting) = std::mem::replace(this, Self::Done) else {
+                        continue;
+                    };
+                    match result {
+                        Ok(response) => return Poll::Ready(Ok(waiting.answered(response))),
+                        Err(error) => *this = waiting.broken(&error),
+                    }
+                }
+                Self::TakingBack(held, error, head) => {
+                    let body = ready!(held.poll_take_back(cx));
+                    let (error, head) = (error.take(), head.take());
+                    *this = Self::Failed(error.map(|error| CallError {
+                        request: body.zip(head).map(|(body, head)| Outgoing {
+                            head,
+                            payload: Payload::Untouched(body),
+                        }),
+                        ..error
+                    }));
+                }
+                Self::Failed(error) => match error.take() {
+                    Some(error) => return Poll::Ready(Err(error)),
+                    None => return Poll::Pending,
+                },
+                // Polled after it resolved.
+                Self::Done => return Poll::Pending,
+            }
+        }
+    }
+}
+
+impl Waiting {
+    fn answered(self, response: http::Response<RecvStream>) -> http::Response<ResponseBody> {
+        self.held.link.heard();
+        response.map(|stream| ResponseBody::new(stream, self.upload, self.held))
     }
 
-    let error = match response.await {
-        Ok(response) => {
-            held.link.heard();
-            return Ok(response.map(|stream| ResponseBody::new(stream, upload, held)));
+    fn broken(self, error: &h2::Error) -> Sending {
+        let Self {
+            response,
+            upload,
+            whole,
+            head,
+            before,
+            mut held,
+        } = self;
+        held.over();
+        drop((response, upload));
+        if let Some(status) = held.upload_failure() {
+            return Sending::Failed(Some(failed(status, Reached::Maybe)));
         }
-        Err(error) => error,
-    };
-    held.over();
-    drop(upload);
-    if let Some(status) = held.upload_failure() {
-        return Err(failed(status, Reached::Maybe));
+        // Read after the error came: h2 writes before it fails.
+        let written = held.link.meter.sent() != before;
+        let (status, reached) = judge(error, Phase::Waiting { written }, &held.link);
+        let mut error = failed(status, reached);
+        match (reached, whole) {
+            (Reached::Maybe, _) => {}
+            (_, Some(message)) => {
+                let payload = Payload::Whole(message);
+                error.request = Some(Outgoing { head, payload });
+            }
+            (_, None) => return Sending::TakingBack(held, Some(error), Some(head)),
+        }
+        Sending::Failed(Some(error))
     }
-    // Read after the error came: h2 writes before it fails.
-    let written = held.link.meter.sent() != before;
-    let (status, reached) = judge(&error, Phase::Waiting { written }, &held.link);
-    let payload = match (reached, whole) {
-        (Reached::Maybe, _) => None,
-        (_, Some(message)) => Some(Payload::Whole(message)),
-        (_, None) => held.take_back().await.map(Payload::Untouched),
-    };
-    Err(CallError {
-        status,
-        reached,
-        request: payload.map(|payload| Outgoing { head, payload }),
-    })
 }
 
 fn failed(status: Status, reached: Reached) -> CallError {
@@ -193,8 +279,8 @@ fn failed(status: Status, reached: Reached) -> CallError {
     }
 }
 
-/// The head as it goes out: with scheme, authority and user agent. The one it is made from stays as it
-/// was, for another connection.
+/// The head as it goes out: with scheme and authority. The one it is made from stays as it was, for another
+/// connection.
 fn outbound(head: &http::Request<()>, link: &Link) -> Result<http::Request<()>, Status> {
     let mut uri = http::uri::Parts::default();
     uri.scheme = Some(Scheme::HTTP);
@@ -211,6 +297,5 @@ fn outbound(head: &http::Request<()>, link: &Link) -> Result<http::Request<()>, 
     *outbound.uri_mut() = uri;
     *outbound.version_mut() = http::Version::HTTP_2;
     *outbound.headers_mut() = head.headers().clone();
-    outbound.headers_mut().entry(USER_AGENT).or_insert(AGENT);
     Ok(outbound)
 }

@@ -54,10 +54,11 @@ pub trait Connection: Send + Sync + 'static {
     /// The body of a response. `Default` is an empty one (tonic's interceptors ask for it).
     type Body: http_body::Body<Data = Bytes, Error = Status> + Default + Send + 'static;
 
-    /// Sends a call in a slot reserved in [`slots`](Self::slots), and resolves with the response's head.
+    /// Sends a call in a slot reserved in [`slots`](Self::slots), at once, and resolves with the response's
+    /// head.
     ///
     /// The body of the response holds the slot, and whatever else belongs to the call; dropping either
-    /// future or body cancels the call. Nothing is sent before the first poll.
+    /// future or body cancels the call.
     fn call(
         &self,
         request: Outgoing,
@@ -121,8 +122,8 @@ impl std::ops::Add for Traffic {
 #[derive(Debug)]
 pub struct Outgoing {
     /// Method, URI, headers and extensions, as the client made them; the scheme and the authority are
-    /// the connection's to fill in.
-    pub head: http::Request<()>,
+    /// the connection's to fill in. Boxed, since it is handed on and back for every call.
+    pub head: Box<http::Request<()>>,
     /// What follows.
     pub payload: Payload,
 }

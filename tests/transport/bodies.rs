@@ -22,7 +22,7 @@ async fn a_unary_request_is_one_data_frame_with_the_end_on_it() {
     ];
     for (nth, (payload, sent)) in payloads.into_iter().enumerate() {
         let request = Outgoing {
-            head: head(),
+            head: Box::new(head()),
             payload,
         };
         let answer = within(connection.call(request, slot(&connection)))

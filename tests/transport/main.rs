@@ -84,7 +84,7 @@ fn framed(message: &[u8]) -> Bytes {
 
 fn unary(message: &[u8]) -> Outgoing {
     Outgoing {
-        head: head(),
+        head: Box::new(head()),
         payload: Payload::Untouched(tonic::body::Body::new(Full::new(framed(message)))),
     }
 }
@@ -98,7 +98,13 @@ fn streaming() -> (mpsc::Sender<Result<Bytes, Status>>, Outgoing) {
     });
     let payload = Payload::Untouched(tonic::body::Body::new(StreamBody::new(frames)));
     let head = head();
-    (sender, Outgoing { head, payload })
+    (
+        sender,
+        Outgoing {
+            head: Box::new(head),
+            payload,
+        },
+    )
 }
 
 /// The whole of a response: its data and its trailers.

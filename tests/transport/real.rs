@@ -34,7 +34,13 @@ impl tower::Service<http::Request<tonic::body::Body>> for Direct {
         let (parts, body) = request.into_parts();
         let head = http::Request::from_parts(parts, ());
         let payload = Payload::Untouched(body);
-        let call = self.0.call(Outgoing { head, payload }, slot(&self.0));
+        let call = self.0.call(
+            Outgoing {
+                head: Box::new(head),
+                payload,
+            },
+            slot(&self.0),
+        );
         Box::pin(async { call.await.map_err(|error| error.status) })
     }
 }
