@@ -1,5 +1,6 @@
 //! What scripted servers took, told in the words of the ledger, and sockets as the kernel sees them.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,23 +10,24 @@ use prost::Message;
 use tokio::net::TcpListener;
 use tonic::Code;
 
-use crate::frames::{Frame, Peer, kind};
+use crate::frames::{Peer, kind};
 use crate::rig::greeter::proto::HelloRequest;
 use crate::rig::ledger::Execution;
 use crate::rig::now;
 
-/// The calls that came whole on a connection: stream and request.
+/// The small calls that came whole on a connection: stream and request.
 pub(crate) fn requests(peer: &Peer) -> Vec<(u32, HelloRequest)> {
-    let frames = peer.frames();
-    let whole = frames
-        .iter()
-        .filter(|f| f.is(kind::DATA) && f.ends_stream());
-    whole.map(|f| (f.stream, request(f))).collect()
-}
-
-/// A small request fills one DATA frame: a byte and a length, then the message.
-fn request(frame: &Frame) -> HelloRequest {
-    HelloRequest::decode(&frame.payload[5..]).expect("our own client sent it")
+    let (mut bodies, mut whole) = (HashMap::<u32, Vec<u8>>::new(), Vec::new());
+    for frame in peer.frames().iter().filter(|f| f.is(kind::DATA)) {
+        let body = bodies.entry(frame.stream).or_default();
+        body.extend_from_slice(&frame.payload);
+        if frame.ends_stream() {
+            // A byte and a length come first.
+            let request = HelloRequest::decode(&body[5..]).expect("our own client sent it");
+            whole.push((frame.stream, request));
+        }
+    }
+    whole
 }
 
 /// The ledger of a scripted server called `server` for one connection: `answer` says how it ended the call

@@ -14,6 +14,7 @@ use crate::rig::greeter::Options;
 use crate::rig::ledger::{Execution, Verdict, audit};
 use crate::rig::load::{Client, Load};
 use crate::rig::rivals::tonic_balance;
+use crate::rig::timer;
 use crate::wire::{Processed, close_wait, executions};
 use crate::{all_ready, clean, report, status, until};
 
@@ -164,37 +165,56 @@ fn b3_control_a_connection_nobody_looks_at() {
     });
 }
 
-/// The same on our channel, whether the server ends the connection too or leaves that to us, and whether
-/// the call comes later or at that very moment.
+/// The same on our channel, whether the server ends the connection too or leaves that to us.
 #[test]
 fn b3_goaway_while_idle() {
     alone(async {
         let before = Footprint::take();
         for closes in [false, true] {
-            for at_once in [false, true] {
-                let server = FrameServer::start(Script::default()).await;
-                let channel = all_ready(&[server.address()]).await;
-                one_call(&channel).await;
-                leave(&server, closes).await;
-                if !at_once {
-                    until("it is noticed", || server.connections() == 2).await;
-                }
-                let begin = Instant::now();
-                one_call(&channel).await;
-                report("the next call", begin.elapsed(), Duration::from_millis(300));
-                let gone = no_close_wait(server.address()).await;
-                report("in CLOSE_WAIT", gone, Duration::from_secs(1));
-                // The old one is closed, though the server may not have; the new one serves.
-                server.peer(0).await.closed().await;
-                assert_eq!(server.connections(), 2);
-                let new = server.peer(1).await;
-                assert_eq!(new.streams().len(), 1);
-                assert!(!new.is_closed());
-                drop((server, new));
-                clean(channel, &before).await;
-            }
+            let server = FrameServer::start(Script::default()).await;
+            let channel = all_ready(&[server.address()]).await;
+            one_call(&channel).await;
+            leave(&server, closes).await;
+            until("it is noticed", || server.connections() == 2).await;
+            let begin = Instant::now();
+            one_call(&channel).await;
+            report("the next call", begin.elapsed(), Duration::from_millis(300));
+            finish(server, channel, &before).await;
         }
     });
+}
+
+/// And when the call comes at that very moment, again and again.
+#[test]
+fn b3_goaway_races_a_call() {
+    alone(async {
+        let before = Footprint::take();
+        let mut worst = Duration::ZERO;
+        for round in 0..60 {
+            let server = FrameServer::start(Script::default()).await;
+            let channel = all_ready(&[server.address()]).await;
+            one_call(&channel).await;
+            leave(&server, round % 2 == 0).await;
+            timer::pause(Duration::from_micros(20) * (round / 2)).await;
+            let begin = Instant::now();
+            one_call(&channel).await;
+            worst = worst.max(begin.elapsed());
+            finish(server, channel, &before).await;
+        }
+        report("the next call at worst", worst, Duration::from_millis(300));
+    });
+}
+
+/// The old connection is closed, though the server may not have done so; the new one serves.
+async fn finish(server: FrameServer, channel: Channel, before: &Footprint) {
+    let gone = no_close_wait(server.address()).await;
+    report("in CLOSE_WAIT", gone, Duration::from_secs(1));
+    let (old, new) = (server.peer(0).await, server.peer(1).await);
+    old.closed().await;
+    assert_eq!((server.connections(), new.is_closed()), (2, false));
+    assert_eq!(new.streams().len(), 1);
+    drop((server, old, new));
+    clean(channel, before).await;
 }
 
 async fn one_call(channel: &Channel) {
