@@ -11,8 +11,8 @@ use h2::{Reason, RecvStream, SendStream};
 use http::header::{HeaderValue, USER_AGENT};
 use http::uri::{PathAndQuery, Scheme, Uri};
 use tokio::task::JoinHandle;
-use tonic::Status;
 use tonic::body::Body;
+use tonic::{Code, Status};
 
 use super::body::ResponseBody;
 use super::failure::{Phase, judge};
@@ -125,6 +125,12 @@ pub(super) fn call(
         Err(error) => {
             held.over();
             let (status, reached) = judge(&error, Phase::Opening, &held.link);
+            if status.code() == Code::Unavailable {
+                // The connection has ended for h2, and its task is about to say so on another thread.
+                // Until then it must not be picked again: the call would be back here at once, and at
+                // the end of its retries.
+                held.link.slots.close();
+            }
             return Sending::Failed(Some(CallError {
                 status,
                 reached,

@@ -1,18 +1,28 @@
 //! B: HTTP/2.
 
+mod full;
+mod goaway;
+mod refused;
+mod tiny;
+
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use tonic::Code;
+use equipoise::{Channel, Connectivity};
+use tokio::task::JoinSet;
+use tonic::{Code, Status};
 
-use crate::Fleet;
-use crate::rig::clean::alone;
+use crate::frames::{Frame, FrameServer, Script, Step, kind, stream};
+use crate::rig::clean::{Footprint, alone};
 use crate::rig::delay::Delay;
-use crate::rig::greeter::proto::HelloRequest;
+use crate::rig::greeter::proto::greeter_client::GreeterClient;
+use crate::rig::greeter::proto::{CountdownRequest, HelloRequest};
 use crate::rig::greeter::{Options, Server, tonic_endpoint};
-use crate::rig::ledger::{Ledger, audit};
+use crate::rig::ledger::{Call, End, Ledger, audit};
 use crate::rig::load::{Client, Load, call};
 use crate::rig::rivals::tonic_balance;
 use crate::rig::{holes, now, timer};
+use crate::{Fleet, all_ready, clean, is_ready, reference, report, status, until};
 
 /// B1, a rolling restart with GOAWAY. tonic fails calls while a server is away.
 #[test]
@@ -38,6 +48,120 @@ fn b1_control_tonic_fails_calls_in_a_rolling_restart() {
             assert!(verdict.server(server) > 0, "{verdict}");
         }
     });
+}
+
+/// The same on our channel, and nobody notices.
+#[test]
+fn b1_rolling_restart() {
+    alone(async {
+        let before = Footprint::take();
+        let mut fleet = Fleet::start(Duration::from_millis(1));
+        let channel = all_ready(&fleet.addresses()).await;
+        let load = Load {
+            rate: 1_000,
+            ..Load::default()
+        };
+        let running = load.run_until_stopped(&channel);
+        let mut restarts = Vec::new();
+        for index in 0..3 {
+            timer::pause(Duration::from_millis(100)).await;
+            fleet.terminate(index).await;
+            timer::pause(Duration::from_millis(100)).await;
+            fleet.restart(index);
+            restarts.push(now());
+            // As an orchestrator does, before it goes on.
+            until("it is back", || is_ready(&channel)).await;
+        }
+        timer::pause(Duration::from_millis(100)).await;
+        let calls = running.stop().await;
+        let verdict = fleet.ledger.audit(&calls);
+        println!("{verdict}");
+        verdict.assert_unnoticed();
+        // Each took calls again after its restart.
+        for (index, restart) in restarts.into_iter().enumerate() {
+            let name = &fleet.options[index].name;
+            let executions = fleet.ledger.executions();
+            let mut again = executions.iter().filter(|e| e.start > restart);
+            assert!(again.any(|e| e.server == *name), "{name} was left out");
+        }
+        drop(fleet);
+        clean(channel, &before).await;
+    });
+}
+
+/// The same under server streams that live longer than a restart takes.
+#[test]
+fn b1_rolling_restart_under_streams() {
+    const STREAMS: u64 = 300;
+    alone(async {
+        let before = Footprint::take();
+        let mut fleet = Fleet::start(Duration::from_millis(1));
+        let channel = all_ready(&fleet.addresses()).await;
+        let client = channel.clone();
+        let streaming = tokio::spawn(async move {
+            let (begin, mut streams) = (Instant::now(), JoinSet::new());
+            for id in 1..=STREAMS {
+                timer::until(begin + Duration::from_millis(10) * id as u32).await;
+                streams.spawn(countdown(client.clone(), id));
+            }
+            streams.join_all().await
+        });
+        for index in 0..3 {
+            timer::pause(Duration::from_millis(100)).await;
+            // Returns when the last stream has ended.
+            fleet.terminate(index).await;
+            fleet.restart(index);
+            until("it is back", || is_ready(&channel)).await;
+        }
+        let calls = streaming.await.expect("no panic");
+        let verdict = fleet.ledger.audit(&calls);
+        println!("{verdict}");
+        verdict.assert_unnoticed();
+        drop(fleet);
+        clean(channel, &before).await;
+    });
+}
+
+/// A stream of one second.
+async fn countdown(channel: Channel, id: u64) -> Call {
+    let start = now();
+    let request = CountdownRequest {
+        id,
+        count: 10,
+        pause_us: 100_000,
+        ..CountdownRequest::default()
+    };
+    let ended = async {
+        let mut client = GreeterClient::new(channel);
+        let mut replies = client.countdown(request).await?.into_inner();
+        let (mut count, mut server) = (0, String::new());
+        while let Some(reply) = replies.message().await? {
+            count += 1;
+            server = reply.server;
+        }
+        match count {
+            10 => Ok(server),
+            _ => Err(Status::data_loss(format!("{count} of 10 messages"))),
+        }
+    };
+    let ended: Result<String, Status> = ended.await;
+    let (code, server, message) = match ended {
+        Ok(server) => (Code::Ok, server, String::new()),
+        Err(status) => (status.code(), String::new(), status.message().into()),
+    };
+    Call {
+        id,
+        due: start,
+        start,
+        deadline: None,
+        end: Some(End {
+            at: now(),
+            code,
+            server,
+            not_sent: false,
+            message,
+        }),
+    }
 }
 
 /// B8, the client's own cancellations, on a wire so long that each answer comes after its call was given
@@ -79,6 +203,73 @@ fn b8_control_a_cancel_storm_kills_a_tonic_connection() {
     });
 }
 
+/// The same on our channel, one connection: nobody else notices. It may be replaced, in order, when its
+/// budget of resets nears its end.
+#[test]
+fn b8_cancel_storm() {
+    alone(async {
+        let before = Footprint::take();
+        let ledger = Ledger::create();
+        let server = Server::start(Options {
+            ledger: Some(ledger.path().into()),
+            ..Options::new("b1")
+        });
+        let wire = Delay::start(server.address, Duration::from_millis(25));
+        let channel = all_ready(&[wire.address]).await;
+        let beside = Load {
+            rate: 400,
+            ..Load::of(1_000)
+        };
+        let (calls, ()) = tokio::join!(beside.run(&channel), cancel_storm(channel.clone(), 5_000));
+        until("what was cancelled is over", || {
+            status(&channel, wire.address).in_flight == 0
+        })
+        .await;
+        let mut executions = ledger.executions();
+        executions.retain(|execution| execution.id <= STORM);
+        let verdict = audit(&calls, &executions);
+        let endpoint = status(&channel, wire.address);
+        println!("{verdict}\n  {} calls cancelled", endpoint.cancelled);
+        verdict.assert_unnoticed();
+        assert_eq!(endpoint.cancelled, 5_000, "{endpoint:?}");
+        // The only outcome beside them: no connection was lost under a call, and none ended in error.
+        assert_eq!(endpoint.outcomes, [(Code::Ok, 1_000)], "{endpoint:?}");
+        assert!(endpoint.last_error.is_none(), "{endpoint:?}");
+        drop((server, wire));
+        // The wire is cut: that ends the connection.
+        clean(channel, &before).await;
+    });
+}
+
+/// The same seen from the wire: the client says no GOAWAY, and what it no longer wants it resets.
+#[test]
+fn b8_no_goaway_is_said() {
+    alone(async {
+        let before = Footprint::take();
+        let late = stream(|_| {
+            let mut steps = vec![Step::UntilEnd, Step::Pause(Duration::from_millis(50))];
+            steps.extend(Step::reply(b""));
+            steps
+        });
+        let server = FrameServer::start(Script {
+            stream: late,
+            ..Script::default()
+        })
+        .await;
+        let channel = all_ready(&[server.address()]).await;
+        cancel_storm(channel.clone(), 4_000).await;
+        let peer = server.peer(0).await;
+        let resets = |frames: &[Frame]| frames.iter().filter(|f| f.is(kind::RST_STREAM)).count();
+        peer.until(|frames| resets(frames) == 4_000).await;
+        let verdict = audit(&Load::of(10).run(&channel).await, &[]);
+        assert_eq!(verdict.ok, 10, "{verdict}");
+        assert_eq!(peer.count(|f| f.is(kind::GOAWAY)), 0);
+        assert_eq!(server.connections(), 1);
+        drop((server, peer));
+        clean(channel, &before).await;
+    });
+}
+
 /// The ids of cancelled calls lie above.
 const STORM: u64 = 1_000_000;
 
@@ -97,32 +288,6 @@ async fn cancel_storm(client: impl Client, calls: u64) {
             tokio::select! { _ = call => {}, () = cancel => {} }
         });
     }
-}
-
-/// B10, one of three servers takes 10 streams at a time. tonic sends it as much as the others, and the
-/// calls wait unseen inside hyper.
-#[test]
-fn b10_control_calls_queue_behind_a_full_connection() {
-    alone(async {
-        let mut options = Options::three(Duration::from_millis(100));
-        options[0].max_concurrent_streams = Some(10);
-        let fleet = Fleet::of(options.into());
-        let client = tonic_balance(&fleet.addresses());
-        let load = Load {
-            deadline: Duration::from_secs(10),
-            ..Load::of(900)
-        };
-        let calls = load.run_closed(&client, 90).await;
-        let verdict = fleet.ledger.audit(&calls);
-        println!("{verdict}");
-        verdict.assert_true();
-        // tonic sends before the SETTINGS come: a server may refuse what is above its limit.
-        assert_eq!(verdict.code(Code::Unavailable), verdict.failed, "{verdict}");
-        assert!(
-            verdict.latency(0.99) > Duration::from_millis(250),
-            "{verdict}"
-        );
-    });
 }
 
 /// B11, TCP accepts and SETTINGS never come. tonic calls that connected.
@@ -149,5 +314,64 @@ fn b11_control_tonic_connects_to_a_silent_address() {
             verdict.latencies[0] >= Duration::from_millis(199),
             "{verdict}"
         );
+    });
+}
+
+/// The same on our channel, beside two servers that speak: it never counts as ready, and gets no call.
+#[test]
+fn b11_settings_never_come() {
+    alone(async {
+        let before = Footprint::take();
+        let fleet = Fleet::of(Options::three(Duration::from_millis(1))[..2].to_vec());
+        let silent = FrameServer::start(Script {
+            settings: false,
+            ..Script::default()
+        })
+        .await;
+        let addresses = [&fleet.addresses()[..], &[silent.address()]].concat();
+        let begin = Instant::now();
+        let channel = reference(&addresses).build().expect("in range");
+        let (mut seen, mut given_up) = (Vec::new(), None);
+        let load = Load {
+            rate: 400,
+            ..Load::of(1_200)
+        };
+        let calls = load.run_with(channel.clone(), |_| {
+            let endpoint = channel.endpoints().into_iter();
+            let states = endpoint.filter(|e| e.address.to_string() == silent.address().to_string());
+            seen.extend(states.map(|e| e.state));
+            if given_up.is_none() && seen.last() == Some(&Connectivity::TransientFailure) {
+                given_up = Some(begin.elapsed());
+            }
+            ControlFlow::Continue(())
+        });
+        let verdict = fleet.ledger.audit(&calls.await);
+        let (attempts, took) = (silent.connections(), begin.elapsed());
+        println!("{verdict}\n  {attempts} connects in {took:?}");
+        verdict.assert_unnoticed();
+        assert!(!seen.contains(&Connectivity::Ready));
+        let endpoint = status(&channel, silent.address());
+        assert_eq!(endpoint.picks, 0, "{endpoint:?}");
+        let why = endpoint.why.expect("a failed endpoint says why");
+        assert!(why.contains("not connected within 1s"), "{why}");
+        let given_up = given_up.expect("it was given up");
+        assert!(given_up >= Duration::from_secs(1), "{given_up:?}");
+        report(
+            "late after 1 s",
+            given_up - Duration::from_secs(1),
+            Duration::from_millis(100),
+        );
+        // Each attempt lasts 1 s, and the next follows at its end or after a short pause.
+        let most = took.as_secs() as usize + 1;
+        assert!(
+            (2..=most).contains(&attempts),
+            "{attempts} connects in {took:?}"
+        );
+        for nth in 0..attempts {
+            let peer = silent.peer(nth).await;
+            assert_eq!(peer.count(|f| f.is(kind::HEADERS)), 0, "a call was sent");
+        }
+        drop((fleet, silent));
+        clean(channel, &before).await;
     });
 }

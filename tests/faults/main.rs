@@ -8,13 +8,19 @@ mod d;
 mod g;
 mod h;
 mod n;
+mod wire;
 
+#[path = "../rig/frames.rs"]
+mod frames;
 #[path = "../rig/mod.rs"]
 mod rig;
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use equipoise::balancer::Backoff;
+use equipoise::{Builder, Channel, Connectivity, Endpoint, EndpointStatus};
+use rig::clean::Footprint;
 use rig::greeter::Options;
 use rig::ledger::{Call, Ledger};
 use rig::process::ServerProcess;
@@ -71,6 +77,80 @@ impl Fleet {
     fn restart(&mut self, index: usize) {
         self.servers[index] = Some(ServerProcess::start(&self.options[index]));
     }
+}
+
+/// A limit on waiting that only a hang reaches.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Our own channel over `addresses`, with the reference settings of the fault matrix.
+fn reference(addresses: &[SocketAddr]) -> Builder<Channel> {
+    let second = Duration::from_secs(1);
+    Channel::from_endpoints(addresses.iter().copied().map(Endpoint::from))
+        .connect_timeout(second)
+        .backoff(Backoff {
+            base: Duration::from_millis(200),
+            multiplier: 1.6,
+            jitter: 0.2,
+            cap: 2 * second,
+        })
+        .keepalive(second, second)
+        .drain_deadline(5 * second)
+        .queue_limit(1_000)
+}
+
+/// That channel, once every one of `addresses` is ready.
+async fn all_ready(addresses: &[SocketAddr]) -> Channel {
+    let channel = reference(addresses)
+        .build()
+        .expect("the settings are in range");
+    until("every endpoint is ready", || is_ready(&channel)).await;
+    channel
+}
+
+fn is_ready(channel: &Channel) -> bool {
+    let endpoints = channel.endpoints();
+    let mut states = endpoints.iter().map(|e| e.state);
+    !endpoints.is_empty() && states.all(|state| state == Connectivity::Ready)
+}
+
+/// What the channel knows of the endpoint at `address`.
+fn status(channel: &Channel, address: SocketAddr) -> EndpointStatus {
+    let address = address.to_string();
+    let mut endpoints = channel.endpoints().into_iter();
+    let found = endpoints.find(|e| e.address.to_string() == address);
+    found.unwrap_or_else(|| panic!("{address} is not in the list"))
+}
+
+/// Waits for something that must come about, and says how long it took.
+async fn until(what: &str, mut holds: impl FnMut() -> bool) -> Duration {
+    let begin = Instant::now();
+    while !holds() {
+        assert!(begin.elapsed() < PATIENCE, "never came about: {what}");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    begin.elapsed()
+}
+
+/// CLEAN, the end of each row: nothing is in flight, nobody waits, and with the last clone of the channel
+/// goes all that was there since `before`. What else the row opened must be gone already.
+async fn clean(channel: Channel, before: &Footprint) {
+    until("in flight and waiting are back to zero", || {
+        channel.waiting() == 0 && channel.endpoints().iter().all(|e| e.in_flight == 0)
+    })
+    .await;
+    drop(channel);
+    before.restored(PATIENCE).await.expect("nothing is left");
+}
+
+/// Reports how long something took on real sockets, and fails beyond ten times its bound: the bound
+/// itself is judged in virtual time.
+#[track_caller]
+fn report(what: &str, took: Duration, bound: Duration) {
+    println!("{what}: {took:?}, bound {bound:?}");
+    assert!(
+        took <= 10 * bound,
+        "{what}: {took:?}, ten times {bound:?} is too long"
+    );
 }
 
 /// How many of the calls from `first` on did not end with OK.
