@@ -305,6 +305,9 @@ impl Bound {
         let mut server = tonic::transport::Server::builder()
             .initial_stream_window_size(1 << 20)
             .initial_connection_window_size(16 << 20)
+            // A server that got no core for some milliseconds finds calls and their resets side by side,
+            // and takes more than 20 of them for an attack.
+            .http2_max_pending_accept_reset_streams(Some(10_000))
             .max_concurrent_streams(options.max_concurrent_streams);
         if let Some(age) = options.max_connection_age {
             server = server.max_connection_age(age);
