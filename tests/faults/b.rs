@@ -72,18 +72,21 @@ fn b1_rolling_restart() {
             // As an orchestrator does, before it goes on.
             until("it is back", || is_ready(&channel)).await;
         }
-        timer::pause(Duration::from_millis(100)).await;
+        // Each takes calls again after its restart. At so light a load the default policy may prefer the
+        // others for a moment, since any of them would do.
+        let again = |index: usize, restart| {
+            let name = &fleet.options[index].name;
+            let executions = fleet.ledger.executions();
+            let mut since = executions.iter().filter(|e| e.start > restart);
+            since.any(|e| e.server == *name)
+        };
+        for (index, restart) in restarts.into_iter().enumerate() {
+            until("it takes calls again", || again(index, restart)).await;
+        }
         let calls = running.stop().await;
         let verdict = fleet.ledger.audit(&calls);
         println!("{verdict}");
         verdict.assert_unnoticed();
-        // Each took calls again after its restart.
-        for (index, restart) in restarts.into_iter().enumerate() {
-            let name = &fleet.options[index].name;
-            let executions = fleet.ledger.executions();
-            let mut again = executions.iter().filter(|e| e.start > restart);
-            assert!(again.any(|e| e.server == *name), "{name} was left out");
-        }
         drop(fleet);
         clean(channel, &before).await;
     });
