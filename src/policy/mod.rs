@@ -30,6 +30,49 @@ use crate::timestamp::Timestamp;
 /// Turns members into a picker, over and over.
 ///
 /// Called from one task, never at the same time as itself. It may keep state between updates.
+///
+/// A policy of one's own, for a replicated store: the first endpoint of the list leads, the others stand in.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use equipoise::policy::{Connect, Decision, Member, PickInfo, PickResult, Picker, Policy};
+/// use equipoise::rng::Rng;
+/// use equipoise::{Connectivity, EndpointId, Timestamp};
+///
+/// #[derive(Clone, Debug)]
+/// struct LeaderFirst;
+///
+/// impl Policy for LeaderFirst {
+///     fn update(&mut self, members: &[Member], _: Timestamp, _: &mut Rng) -> Decision {
+///         let ready = members.iter().filter(|m| m.state == Connectivity::Ready);
+///         let hopeful = members.iter().any(|m| m.state != Connectivity::TransientFailure);
+///         Decision {
+///             picker: Arc::new(InOrder(ready.map(|m| m.id).collect(), hopeful)),
+///             connect: Connect::All,
+///         }
+///     }
+/// }
+///
+/// #[derive(Debug)]
+/// struct InOrder(Vec<EndpointId>, bool);
+///
+/// impl Picker for InOrder {
+///     fn pick(&self, info: &PickInfo<'_>) -> PickResult {
+///         let free = self.0.iter().find(|id| !info.avoid.contains(id));
+///         match free.or(self.0.first()) {
+///             Some(id) => PickResult::Pick(*id),
+///             None if self.1 => PickResult::Queue { connect: None },
+///             None => PickResult::Fail,
+///         }
+///     }
+/// }
+///
+/// let channel = equipoise::Channel::builder("static:10.0.0.1:50051,10.0.0.2:50051")?
+///     .policy(LeaderFirst)
+///     .build()?;
+/// # Ok::<(), equipoise::Error>(())
+/// ```
 pub trait Policy: Send + Debug {
     /// Called with *all* members, in a stable order, whenever their set, their state or their weight
     /// has changed, and once at the beginning with whatever there is.

@@ -14,6 +14,36 @@ use crate::error::ResolveError;
 use crate::target::Target;
 
 /// Finds the endpoints of a target, and goes on finding them.
+///
+/// A resolver of one's own, fed by a channel:
+///
+/// ```
+/// use equipoise::resolver::{Hints, Resolver, Update};
+/// use equipoise::{Endpoint, ResolveError, Target};
+/// use futures_util::stream::{self, BoxStream, StreamExt};
+/// use tokio::sync::watch;
+///
+/// #[derive(Debug)]
+/// struct Fed(watch::Receiver<Vec<Endpoint>>);
+///
+/// impl Resolver for Fed {
+///     fn watch(&self, _: &Target, _: Hints) -> BoxStream<'static, Result<Update, ResolveError>> {
+///         let mut lists = self.0.clone();
+///         lists.mark_changed();
+///         stream::unfold(lists, |mut lists| async {
+///             lists.changed().await.ok()?;
+///             let endpoints = lists.borrow_and_update().clone();
+///             Some((Ok(Update { endpoints }), lists))
+///         })
+///         .boxed()
+///     }
+/// }
+///
+/// let (feed, lists) = watch::channel(Vec::new());
+/// let channel = equipoise::Channel::builder("shop:cart")?.resolver(Fed(lists)).build()?;
+/// feed.send_replace(vec![Endpoint::new("10.0.0.1:50051".parse::<equipoise::Address>()?)]);
+/// # Ok::<(), equipoise::Error>(())
+/// ```
 pub trait Resolver: Send + Sync + Debug {
     /// A stream of what the target resolves to: the first item as soon as it is known, another with each
     /// change. An error is a state: the last good list stays in use and the stream goes on. A stream that

@@ -34,6 +34,35 @@ pub use http2::{Http2Connection, Http2Connector, Http2Options};
 pub use slots::{Slot, Slots};
 
 /// Dials one address.
+///
+/// One around another, to see what is dialled:
+///
+/// ```
+/// use equipoise::transport::{Connector, Http2Connection, Http2Connector};
+/// use equipoise::{Address, BalanceLayer, ConnectError, Endpoint};
+/// use futures_util::future::BoxFuture;
+/// use tower_layer::Layer;
+///
+/// #[derive(Clone, Debug, Default)]
+/// struct Loud(Http2Connector);
+///
+/// impl Connector for Loud {
+///     type Connection = Http2Connection;
+///
+///     fn connect(
+///         &self,
+///         endpoint: &Endpoint,
+///         address: &Address,
+///     ) -> BoxFuture<'static, Result<Http2Connection, ConnectError>> {
+///         println!("dialling {address}");
+///         self.0.connect(endpoint, address)
+///     }
+/// }
+///
+/// let layer = BalanceLayer::builder("static:10.0.0.1:50051")?.build()?;
+/// let channel = layer.layer(Loud::default());
+/// # Ok::<(), equipoise::Error>(())
+/// ```
 pub trait Connector: Clone + Debug + Send + Sync + 'static {
     /// What dialling gives.
     type Connection: Connection;
