@@ -4,6 +4,7 @@
 //! that the rig really makes the fault and that the ledger sees it.
 
 mod b;
+mod balanced;
 mod d;
 mod g;
 mod h;

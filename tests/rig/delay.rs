@@ -4,6 +4,8 @@
 //! order of the bytes and no limit on how many are under way.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -19,6 +21,7 @@ use super::timer;
 #[derive(Debug)]
 pub struct Delay {
     pub address: SocketAddr,
+    accepted: Arc<AtomicUsize>,
     cut: Option<oneshot::Sender<()>>,
     thread: Option<thread::JoinHandle<()>>,
 }
@@ -28,23 +31,31 @@ impl Delay {
     /// tasks are not counted as the client's.
     pub fn start(server: SocketAddr, each_way: Duration) -> Self {
         let (cut, is_cut) = oneshot::channel();
+        let accepted = Arc::new(AtomicUsize::new(0));
+        let counted = accepted.clone();
         let (listening, address) = std::sync::mpsc::channel();
-        let thread =
-            thread::spawn(move || {
-                runtime().block_on(async {
+        let thread = thread::spawn(move || {
+            runtime().block_on(async {
                 let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
                 let listener = listener.expect("loopback has a free port");
                 let address = listener.local_addr().expect("a bound socket has an address");
                 listening.send(address).expect("start waits for it");
-                tokio::select! { () = accept(listener, server, each_way) => {}, _ = is_cut => {} }
+                tokio::select! { () = accept(listener, server, each_way, &counted) => {}, _ = is_cut => {} }
             });
-            });
+        });
         let address = address.recv().expect("the thread binds an address");
         Self {
             address,
+            accepted,
             cut: Some(cut),
             thread: Some(thread),
         }
+    }
+
+    /// How many connections were made so far.
+    pub fn accepted(&self) -> usize {
+        // A counter on its own: nothing else is read in its order.
+        self.accepted.load(Ordering::Relaxed)
     }
 }
 
@@ -58,8 +69,15 @@ impl Drop for Delay {
     }
 }
 
-async fn accept(listener: TcpListener, server: SocketAddr, each_way: Duration) {
+async fn accept(
+    listener: TcpListener,
+    server: SocketAddr,
+    each_way: Duration,
+    accepted: &AtomicUsize,
+) {
     while let Ok((near, _)) = listener.accept().await {
+        // As in `accepted`.
+        accepted.fetch_add(1, Ordering::Relaxed);
         tokio::spawn(async move {
             // Where the server refuses, the connection just ends.
             let Ok(far) = TcpStream::connect(server).await else {
