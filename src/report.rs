@@ -13,6 +13,8 @@ impl StatusCode {
     pub const COUNT: usize = 17;
     /// The call succeeded.
     pub const OK: Self = Self(0);
+    /// The call was given up, by its caller or by its server.
+    pub const CANCELLED: Self = Self(1);
     /// No sensible code was given.
     pub const UNKNOWN: Self = Self(2);
     /// The deadline passed first.

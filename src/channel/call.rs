@@ -22,7 +22,7 @@ use super::deadline;
 use super::extensions::{Avoid, Override, Served, WaitForReady};
 use super::service::{Core, Shared};
 use super::snapshot::{Live, Room, Seat, Snapshot};
-use super::tracked::{InFlight, ResponseBody, Tracking};
+use super::tracked::{InFlight, ResponseBody, Tracking, head_code};
 use super::waiters::{Need, Ticket, Told};
 
 /// How often a call that never left this process may go elsewhere (DESIGN: up to 3 times).
@@ -64,7 +64,7 @@ pub(super) async fn run<N: Connection>(
             .call(Outgoing { head, payload }, admitted.slot);
         // The stream keeps what it needs; holding the connection would keep it from closing.
         drop(admitted.live);
-        match call.bounded(sending).await {
+        match call.in_time(sending).await {
             Some(Ok(response)) => return Ok(call.respond(response, in_flight)),
             None => {
                 in_flight.end(Outcome::Answered(StatusCode::DEADLINE_EXCEEDED));
@@ -228,6 +228,23 @@ impl Call {
             }
         })
         .await
+    }
+
+    /// What an attempt gave, or `None` when the deadline ended it: by our timer or by the server's.
+    async fn in_time<B>(
+        &mut self,
+        sending: impl Future<Output = Result<http::Response<B>, CallError>>,
+    ) -> Option<Result<http::Response<B>, CallError>> {
+        let answer = self.bounded(sending).await?;
+        let code = match &answer {
+            Ok(response) => head_code(response.headers()),
+            Err(error) => Some(StatusCode::new(error.status.code() as u8)),
+        };
+        let deadline = self.deadline.as_ref().map(|deadline| &*deadline.sleep);
+        match code.is_some_and(|code| deadline::is_behind(code, deadline)) {
+            true => None,
+            false => Some(answer),
+        }
     }
 
     /// Finds an endpoint with a free slot, waiting in the line where that may help.

@@ -6,6 +6,9 @@ use std::time::Duration;
 
 use http::HeaderValue;
 use http::header::HeaderName;
+use tokio::time::{Instant, Sleep};
+
+use crate::report::StatusCode;
 
 pub(super) const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
@@ -63,6 +66,14 @@ pub(super) fn format(left: Duration) -> HeaderValue {
         }
     }
     HeaderValue::from_bytes(&text[start..]).unwrap_or(HeaderValue::from_static("0n"))
+}
+
+/// Whether a call that its server ended with `code` was ended by its deadline. A server counts the time
+/// as well, and its timer may fire before ours: then it says CANCELLED (tonic) or resets the stream
+/// (gRPC's servers), and the caller must still be told of the deadline.
+pub(super) fn is_behind(code: StatusCode, deadline: Option<&Sleep>) -> bool {
+    code == StatusCode::CANCELLED
+        && deadline.is_some_and(|sleep| sleep.deadline() <= Instant::now())
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ use crate::timestamp::Timestamp;
 use crate::transport::Connection;
 
 use super::call::Labels;
+use super::deadline;
 use super::snapshot::Seat;
 
 /// A call in flight on an endpoint: counted from the pick until this is finished or dropped.
@@ -98,14 +99,29 @@ pub(super) struct Tracking<N> {
     pub(super) labels: Labels,
 }
 
+impl<N> Tracking<N> {
+    /// Whether the server's `code` stands for the deadline.
+    fn deadline_is_behind(&self, code: StatusCode) -> bool {
+        deadline::is_behind(code, self.deadline.as_deref())
+    }
+
+    /// Ends the call by its deadline.
+    fn out_of_time(self) -> Status {
+        self.in_flight
+            .end(Outcome::Answered(StatusCode::DEADLINE_EXCEEDED));
+        self.labels
+            .deadline_exceeded("while the response was under way")
+    }
+}
+
 impl<N: Connection> ResponseBody<N> {
     /// Follows `inner`. `head` is that of the response: a call that ends in its head ends here.
     pub(super) fn follow(head: &mut HeaderMap, inner: N::Body, tracking: Tracking<N>) -> Self {
-        let call = match head.get("grpc-status") {
+        let call = match head_code(head) {
             None => Some(tracking),
-            Some(_) => {
+            Some(code) => {
                 sanitise(head);
-                tracking.in_flight.end(Outcome::Answered(status_code(head)));
+                tracking.in_flight.end(Outcome::Answered(code));
                 None
             }
         };
@@ -154,15 +170,7 @@ impl<N: Connection> Body for ResponseBody<N> {
             ready!(deadline.as_mut().poll(cx));
             // Dropping the body resets the stream, and only then is the slot free.
             this.inner.set(None);
-            let Some(call) = this.call.take() else {
-                return Poll::Ready(None);
-            };
-            call.in_flight
-                .end(Outcome::Answered(StatusCode::DEADLINE_EXCEEDED));
-            let status = call
-                .labels
-                .deadline_exceeded("while the response was under way");
-            return Poll::Ready(Some(Err(status)));
+            return Poll::Ready(this.call.take().map(|call| Err(call.out_of_time())));
         }
         Poll::Ready(match ready!(polled) {
             Some(Ok(mut frame)) => {
@@ -171,6 +179,9 @@ impl<N: Connection> Body for ResponseBody<N> {
                     let code = status_code(trailers);
                     this.inner.set(None);
                     if let Some(call) = this.call.take() {
+                        if call.deadline_is_behind(code) {
+                            return Poll::Ready(Some(Err(call.out_of_time())));
+                        }
                         call.in_flight.end(Outcome::Answered(code));
                     }
                 } else if let Some(call) = this.call {
@@ -182,6 +193,9 @@ impl<N: Connection> Body for ResponseBody<N> {
                 this.inner.set(None);
                 if let Some(call) = this.call.take() {
                     let code = StatusCode::new(status.code() as u8);
+                    if call.deadline_is_behind(code) {
+                        return Poll::Ready(Some(Err(call.out_of_time())));
+                    }
                     call.in_flight.end(Outcome::Answered(code));
                     call.labels.put_on(&mut status);
                 }
@@ -207,6 +221,11 @@ impl<N: Connection> Body for ResponseBody<N> {
             .as_ref()
             .map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
     }
+}
+
+/// The code of a response that ends in its head.
+pub(super) fn head_code(head: &HeaderMap) -> Option<StatusCode> {
+    head.contains_key("grpc-status").then(|| status_code(head))
 }
 
 /// The code in `grpc-status`; UNKNOWN where it is missing or no number.
