@@ -8,8 +8,15 @@ mod balanced;
 mod d;
 mod g;
 mod h;
+mod h10;
+mod h16;
+mod h17;
+mod lifecycle;
 mod n;
+mod rig_itself;
 
+#[path = "../rig/frames.rs"]
+mod frames;
 #[path = "../rig/mod.rs"]
 mod rig;
 
