@@ -398,6 +398,15 @@ impl Call {
             reached,
             request,
         } = error;
+        let code = StatusCode::new(status.code() as u8);
+        let clock = in_flight.clock();
+        if self
+            .deadline
+            .as_ref()
+            .is_some_and(|d| d.explains(code, clock))
+        {
+            return Err(self.expired(in_flight));
+        }
         let budget = match reached {
             Reached::No => self.unsent < UNSENT_RETRIES,
             Reached::Refused => self.refused < REFUSED_RETRIES,
@@ -405,7 +414,6 @@ impl Call {
         };
         let seat = in_flight.seat().clone();
         if request.is_none() || !budget {
-            let code = StatusCode::new(status.code() as u8);
             in_flight.end(Outcome::Answered(code));
             self.labels.put_on(&mut status, Some(&seat.endpoint()));
             return Err(status);

@@ -32,7 +32,8 @@ impl Deadline {
     }
 
     /// Whether a call that a server ended with `code` has in truth run out of time: a server that obeys
-    /// `grpc-timeout` gives up at the same moment, tonic's with CANCELLED, and may be heard first.
+    /// `grpc-timeout` gives up at the same moment, tonic's with CANCELLED, others by resetting the stream, and
+    /// may be heard first.
     pub(super) fn explains(&self, code: StatusCode, clock: Clock) -> bool {
         // What the server was told is rounded down by up to a millisecond.
         const ROUNDING: Duration = Duration::from_millis(1);

@@ -60,6 +60,10 @@ impl<N> InFlight<N> {
         &self.seat
     }
 
+    pub(super) fn clock(&self) -> Clock {
+        self.clock
+    }
+
     /// Counts the call out, and says when that was.
     pub(super) fn end(mut self, outcome: Outcome) -> Timestamp {
         self.settle(outcome)
@@ -110,7 +114,7 @@ pub(super) struct Tracking<N> {
 }
 
 impl<N> Tracking<N> {
-    /// The server ended the call with `code`.
+    /// The call ended with `code`, by the server's word or by the loss of its stream.
     fn answered(self, code: StatusCode) -> Result<(), Status> {
         match &self.deadline {
             Some(deadline) if deadline.explains(code, self.in_flight.clock) => Err(self.expired()),
@@ -216,10 +220,12 @@ impl<N: Connection> Body for ResponseBody<N> {
             Some(Err(mut status)) => {
                 this.inner.set(None);
                 if let Some(call) = this.call.take() {
-                    let code = StatusCode::new(status.code() as u8);
                     let endpoint = call.in_flight.seat.endpoint();
-                    call.in_flight.end(Outcome::Answered(code));
-                    call.labels.put_on(&mut status, Some(&endpoint));
+                    let labels = call.labels;
+                    match call.answered(StatusCode::new(status.code() as u8)) {
+                        Ok(()) => labels.put_on(&mut status, Some(&endpoint)),
+                        Err(expired) => status = expired,
+                    }
                 }
                 Some(Err(status))
             }

@@ -3,7 +3,7 @@
 use std::pin::pin;
 use std::task::{Context, Waker};
 
-use equipoise::{Channel, Endpoint};
+use equipoise::Channel;
 use futures_util::{StreamExt, stream};
 
 use crate::rig::greeter::proto::greeter_client::GreeterClient;
@@ -146,33 +146,4 @@ async fn dropped_at_every_single_poll() {
     let mut client = client;
     client.say_hello(HelloRequest::default()).await.unwrap();
     assert_eq!(channel.endpoints()[0].connections, 1);
-}
-
-/// Row H17: a thousand megabyte bodies dropped, and the connection's window is not lost with them.
-#[tokio::test]
-async fn dropped_bodies_give_their_window_back() {
-    let a = server("a");
-    let channel = Channel::from_endpoints([Endpoint::from(a.address)])
-        .connect()
-        .await
-        .unwrap();
-    let mut client = GreeterClient::new(channel.clone()).max_decoding_message_size(16 << 20);
-    let megabyte = CountdownRequest {
-        count: 1,
-        payload_bytes: 1 << 20,
-        ..CountdownRequest::default()
-    };
-    for _ in 0..1_000 {
-        drop(client.countdown(megabyte).await.unwrap());
-    }
-    let download = CountdownRequest {
-        payload_bytes: 10 << 20,
-        ..megabyte
-    };
-    let mut replies = client.countdown(download).await.unwrap().into_inner();
-    let reply = replies.message().await.unwrap().expect("one message");
-    assert_eq!(reply.payload.len(), 10 << 20);
-    assert!(replies.message().await.unwrap().is_none());
-    quiet(&channel).await;
-    assert_eq!(channel.endpoints()[0].outcome(tonic::Code::Unavailable), 0);
 }

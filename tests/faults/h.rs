@@ -1,22 +1,63 @@
 //! H: retries, hedging, deadlines.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use tonic::transport::Channel;
 use tonic::{Code, Request};
 
 use crate::Fleet;
-use crate::rig::clean::alone;
+use crate::balanced::{clean, over, ready};
+use crate::rig::clean::{Footprint, alone};
 use crate::rig::greeter::proto::HelloRequest;
 use crate::rig::greeter::proto::greeter_client::GreeterClient;
 use crate::rig::greeter::{Options, Server, tonic_endpoint};
-use crate::rig::ledger::audit;
+use crate::rig::ledger::{Call, audit};
 use crate::rig::load::{Load, call};
 use crate::rig::rivals::tonic_balance;
 use crate::rig::{holes, now, timer};
 
-/// H3, a connection dies after the call was sent. A client that simply tries again executes it twice,
+/// H3, a connection dies after calls were sent: none is sent again.
+#[test]
+fn h3_a_call_that_was_sent_is_not_sent_again() {
+    alone(async {
+        let before = Footprint::take();
+        let mut fleet = Fleet::start(Duration::from_millis(50));
+        let channel = ready(over(&fleet.addresses())).await;
+        let load = Load::of(1_000);
+        let killed = 500;
+        let calls = load.run_with(channel.clone(), |number| {
+            if number == killed {
+                fleet.kill(0);
+            }
+            ControlFlow::Continue(())
+        });
+        let calls = calls.await;
+        let executions = fleet.ledger.executions();
+        let verdict = audit(&calls, &executions);
+        println!("{verdict}");
+        verdict.assert_true();
+        assert_eq!(verdict.executed[2], 0, "{verdict}");
+        assert_eq!(verdict.retries, 0, "{verdict}");
+        // The fault was there: calls under way that will never be answered.
+        let cut = executions.iter().filter(|e| e.end.is_none());
+        let cut: BTreeSet<u64> = cut.map(|e| e.id).collect();
+        assert!(!cut.is_empty());
+        let failed = calls.iter().filter(|call| !is_ok(call)).map(|call| call.id);
+        let failed: BTreeSet<u64> = failed.collect();
+        assert!(failed.is_superset(&cut), "{:?}", cut.difference(&failed));
+        assert_eq!(verdict.code(Code::Unavailable), verdict.failed, "{verdict}");
+        clean(channel, fleet, &before).await;
+    });
+}
+
+fn is_ok(call: &Call) -> bool {
+    call.end.as_ref().is_some_and(|end| end.code == Code::Ok)
+}
+
+/// H3, the control: a client that simply tries again executes it twice,
 /// and the ledger knows.
 #[test]
 fn h3_control_a_naive_retry_executes_twice() {

@@ -4,10 +4,16 @@
 //! that the rig really makes the fault and that the ledger sees it.
 
 mod b;
+mod balanced;
 mod d;
 mod g;
 mod h;
+mod h10;
+mod h16;
+mod h17;
+mod lifecycle;
 mod n;
+mod rig_itself;
 mod wire;
 
 #[path = "../rig/frames.rs"]

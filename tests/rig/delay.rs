@@ -4,6 +4,8 @@
 //! order of the bytes and no limit on how many are under way.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -19,6 +21,7 @@ use super::timer;
 #[derive(Debug)]
 pub struct Delay {
     pub address: SocketAddr,
+    accepted: Arc<AtomicUsize>,
     cut: Option<oneshot::Sender<()>>,
     thread: Option<thread::JoinHandle<()>>,
 }
@@ -28,23 +31,31 @@ impl Delay {
     /// tasks are not counted as the client's.
     pub fn start(server: SocketAddr, each_way: Duration) -> Self {
         let (cut, is_cut) = oneshot::channel();
+        let accepted = Arc::new(AtomicUsize::new(0));
+        let counted = accepted.clone();
         let (listening, address) = std::sync::mpsc::channel();
-        let thread =
-            thread::spawn(move || {
-                runtime().block_on(async {
+        let thread = thread::spawn(move || {
+            runtime().block_on(async {
                 let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
                 let listener = listener.expect("loopback has a free port");
                 let address = listener.local_addr().expect("a bound socket has an address");
                 listening.send(address).expect("start waits for it");
-                tokio::select! { () = accept(listener, server, each_way) => {}, _ = is_cut => {} }
+                tokio::select! { () = accept(listener, server, each_way, &counted) => {}, _ = is_cut => {} }
             });
-            });
+        });
         let address = address.recv().expect("the thread binds an address");
         Self {
             address,
+            accepted,
             cut: Some(cut),
             thread: Some(thread),
         }
+    }
+
+    /// How many connections were made so far.
+    pub fn accepted(&self) -> usize {
+        // A counter on its own: nothing else is read in its order.
+        self.accepted.load(Ordering::Relaxed)
     }
 }
 
@@ -58,8 +69,15 @@ impl Drop for Delay {
     }
 }
 
-async fn accept(listener: TcpListener, server: SocketAddr, each_way: Duration) {
+async fn accept(
+    listener: TcpListener,
+    server: SocketAddr,
+    each_way: Duration,
+    accepted: &AtomicUsize,
+) {
     while let Ok((near, _)) = listener.accept().await {
+        // As in `accepted`.
+        accepted.fetch_add(1, Ordering::Relaxed);
         tokio::spawn(async move {
             // Where the server refuses, the connection just ends.
             let Ok(far) = TcpStream::connect(server).await else {
@@ -101,42 +119,4 @@ async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, delay: Duration)
         // The half that is dropped says that no more comes.
     };
     tokio::join!(reading, writing);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::rig::clean::{Footprint, alone};
-    use crate::rig::greeter::{Options, Server, tonic_endpoint};
-    use crate::rig::load::Load;
-
-    #[test]
-    fn a_round_trip_takes_twice_the_delay() {
-        alone(async {
-            let before = Footprint::take();
-            let server = Server::start(Options::new("b1"));
-            let wire = Delay::start(server.address, Duration::from_millis(20));
-            let channel = tonic_endpoint(wire.address)
-                .connect()
-                .await
-                .expect("it listens");
-            let calls = Load {
-                rate: 1_000,
-                ..Load::of(50)
-            }
-            .run(&channel)
-            .await;
-            let verdict = crate::rig::ledger::audit(&calls, &[]);
-            assert_eq!(verdict.ok, 50, "{verdict}");
-            assert!(
-                verdict.latencies[0] >= Duration::from_millis(40),
-                "{verdict}"
-            );
-            drop((channel, wire, server));
-            before
-                .restored(Duration::from_secs(5))
-                .await
-                .expect("nothing is left");
-        });
-    }
 }

@@ -406,7 +406,7 @@ impl Service {
         };
         // A counter on its own: nothing else is read in its order.
         let call = self.calls.fetch_add(1, Ordering::Relaxed);
-        match (call + 1) * share / 1_000 > call * share / 1_000 {
+        match fails(call, share) {
             true => code,
             false => Code::Ok,
         }
@@ -424,6 +424,11 @@ impl Service {
             },
         }
     }
+}
+
+/// Whether a server that fails `share` of 1,000 calls fails this one: they are evenly spread.
+pub fn fails(call: u64, share: u64) -> bool {
+    (call + 1) * share / 1_000 > call * share / 1_000
 }
 
 /// gRPC's own header for it counts from the first retry.
@@ -547,46 +552,5 @@ impl Greeter for Service {
             }
         });
         Ok(Response::new(Box::pin(replies)))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn options_survive_the_way_to_a_child_process() {
-        let plain = Options::new("b1");
-        let full = Options {
-            listen: (Ipv4Addr::new(127, 0, 0, 3), 4_711).into(),
-            work: Duration::from_micros(1_500),
-            concurrency: Some(8),
-            fail: Some((Code::Unavailable, 250)),
-            pace: Duration::from_millis(3),
-            max_concurrent_streams: Some(10),
-            max_connection_age: Some(Duration::from_secs(1)),
-            ledger: Some("/tmp/a b".into()),
-            ..plain.clone()
-        };
-        for options in [plain, full] {
-            assert_eq!(options.to_string().parse(), Ok(options));
-        }
-        assert_eq!(
-            "work=fast".parse::<Options>(),
-            Err(r#"server option "work=fast": not understood"#.into())
-        );
-    }
-
-    #[test]
-    fn the_share_of_failures_is_exact() {
-        let fail = Some((Code::Internal, 250));
-        let service = Service::new(Options {
-            fail,
-            ..Options::new("b1")
-        });
-        let failed = (0..1_000)
-            .filter(|_| service.fault() == Code::Internal)
-            .count();
-        assert_eq!(failed, 250);
     }
 }

@@ -3,9 +3,8 @@
 //! Mounted by each test binary and each bench with `#[path = "../rig/mod.rs"] mod rig;`. Nothing here
 //! knows a balancer: a client is anything that [`load::Client`] describes.
 
-// Each binary that mounts the rig uses its own part of it. A bench may be compiled for testing, but has
-// no harness that would take up the tests: what they import is unused then.
-#![allow(dead_code, unreachable_pub, unused_imports)]
+// Each binary that mounts the rig uses its own part of it. The rig's own tests are in `tests/faults`.
+#![allow(dead_code, unreachable_pub)]
 
 pub mod clean;
 pub mod delay;
