@@ -148,23 +148,9 @@ fn bad_policies_weights_and_addresses() {
 
 #[test]
 fn a_list_that_belongs_to_a_resolver_is_not_set_by_hand() {
-    #[derive(Debug)]
-    struct Nobody;
-    impl equipoise::resolver::Resolver for Nobody {
-        fn watch(
-            &self,
-            _: &equipoise::Target,
-            _: equipoise::resolver::Hints,
-        ) -> futures_util::stream::BoxStream<
-            'static,
-            Result<equipoise::resolver::Update, equipoise::ResolveError>,
-        > {
-            Box::pin(futures_util::stream::empty())
-        }
-    }
     let channel = Channel::builder("shop:cart")
         .unwrap()
-        .resolver(Nobody)
+        .resolver(crate::Undecided)
         .build()
         .unwrap();
     says(channel.set_endpoints([]).unwrap_err(), &["resolver"]);

@@ -46,25 +46,11 @@ async fn while_there_is_no_endpoint() {
     quiet(&channel).await;
 }
 
-#[derive(Debug)]
-struct Silent;
-
-impl equipoise::resolver::Resolver for Silent {
-    fn watch(
-        &self,
-        _: &equipoise::Target,
-        _: equipoise::resolver::Hints,
-    ) -> futures_util::stream::BoxStream<
-        'static,
-        Result<equipoise::resolver::Update, equipoise::ResolveError>,
-    > {
-        Box::pin(futures_util::stream::pending())
-    }
-}
-
 #[tokio::test]
 async fn while_resolving() {
-    let builder = Channel::builder("shop:cart").unwrap().resolver(Silent);
+    let builder = Channel::builder("shop:cart")
+        .unwrap()
+        .resolver(crate::Undecided);
     let channel = builder.build().unwrap();
     let mut client = GreeterClient::new(channel.clone());
     let mut request = Request::new(HelloRequest::default());

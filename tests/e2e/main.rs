@@ -86,3 +86,20 @@ fn quick() -> equipoise::balancer::Backoff {
         ..equipoise::balancer::Backoff::default()
     }
 }
+
+/// A resolver that never comes to an answer.
+#[derive(Debug)]
+struct Undecided;
+
+impl equipoise::resolver::Resolver for Undecided {
+    fn watch(
+        &self,
+        _: &equipoise::Target,
+        _: equipoise::resolver::Hints,
+    ) -> futures_util::stream::BoxStream<
+        'static,
+        Result<equipoise::resolver::Update, equipoise::ResolveError>,
+    > {
+        Box::pin(futures_util::stream::pending())
+    }
+}

@@ -208,7 +208,7 @@ async fn a_deadline_holds_while_waiting_and_says_so() {
 
     let empty = Channel::builder("shop:cart")
         .unwrap()
-        .resolver(Undecided)
+        .resolver(crate::Undecided)
         .build()
         .unwrap();
     for channel in [empty, ready(&[&a]).await] {
@@ -216,23 +216,6 @@ async fn a_deadline_holds_while_waiting_and_says_so() {
         let status = client.say_hello(request()).await.unwrap_err();
         assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
         quiet(&channel).await;
-    }
-}
-
-/// A resolver that never comes to an answer.
-#[derive(Debug)]
-struct Undecided;
-
-impl equipoise::resolver::Resolver for Undecided {
-    fn watch(
-        &self,
-        _: &equipoise::Target,
-        _: equipoise::resolver::Hints,
-    ) -> futures_util::stream::BoxStream<
-        'static,
-        Result<equipoise::resolver::Update, equipoise::ResolveError>,
-    > {
-        Box::pin(futures_util::stream::pending())
     }
 }
 
