@@ -9,6 +9,7 @@ use std::time::Duration;
 use http::HeaderMap;
 use tonic::Status;
 use tonic::metadata::{Ascii, MetadataValue};
+use tracing::{Span, field};
 
 use crate::endpoint::{Address, Connectivity, Endpoint, EndpointId};
 use crate::policy::{PickInfo, PickResult};
@@ -30,6 +31,9 @@ const UNSENT_RETRIES: u32 = 3;
 const REFUSED_RETRIES: u32 = 1;
 /// How many endpoints that turn out to be full or gone are passed over before the call waits for room.
 const PICKS: usize = 32;
+/// How long a waiting call relies on being told. News may be with a call before it that was told and is not
+/// polled by its owner (a loser of a `select` that is kept, say), and nothing else may ever happen.
+const LOOK_ANYWAY: Duration = Duration::from_millis(50);
 
 /// Carries one call to its response's head.
 ///
@@ -39,6 +43,7 @@ pub(super) fn run<N: Connection>(
     shared: Arc<Shared<N>>,
     request: http::Request<tonic::body::Body>,
     random: u64,
+    span: Span,
 ) -> impl Future<Output = Result<http::Response<ResponseBody<N>>, Status>> + Send {
     let (parts, body) = request.into_parts();
     let mut outgoing = Some(Outgoing {
@@ -48,7 +53,7 @@ pub(super) fn run<N: Connection>(
     async move {
         let core = &*shared.core;
         let mut call = match &outgoing {
-            Some(outgoing) => Call::read(core, &outgoing.head, random)?,
+            Some(outgoing) => Call::read(core, &outgoing.head, random, span)?,
             None => return Err(Status::internal("the call has no request")),
         };
         while let Some(mut request) = outgoing.take() {
@@ -132,11 +137,16 @@ struct Call {
     labels: Labels,
     wait_for_ready: bool,
     wanted: Option<Override>,
+    /// Endpoints that turned this call away.
     avoid: Vec<EndpointId>,
+    /// What the caller asked to stay away from.
+    avoid_addresses: Option<Vec<Address>>,
     /// The endpoint of the last attempt that failed, and how often each kind of failure let it go on.
     tried: Option<Arc<Endpoint>>,
     unsent: u32,
     refused: u32,
+    /// The call's own, to be told where it went.
+    span: Span,
 }
 
 /// An endpoint and a slot on one of its connections.
@@ -163,6 +173,7 @@ impl Call {
         core: &Core<N>,
         head: &http::Request<()>,
         random: u64,
+        span: Span,
     ) -> Result<Self, Status> {
         let started = core.clock.now();
         let asked = head
@@ -174,20 +185,17 @@ impl Call {
             (asked, channel) => asked.or(channel),
         };
         let extensions = head.extensions();
-        let avoid = match extensions.get::<Avoid>() {
-            None => Vec::new(),
-            Some(Avoid(addresses)) => {
-                let snapshot = core.snapshot.load();
-                let ids = addresses.iter().filter_map(|a| snapshot.seats.at(a));
-                ids.map(|seat| seat.id).collect()
-            }
-        };
         let labels = Labels {
             attempts: 0,
             timeout: timeout.unwrap_or_default(),
         };
         if timeout == Some(Duration::ZERO) {
             return Err(labels.deadline_exceeded("before the call began", None));
+        }
+        if timeout.is_some() && tokio::runtime::Handle::try_current().is_err() {
+            return Err(Status::unavailable(
+                "a call with a deadline needs a tokio runtime to run on",
+            ));
         }
         Ok(Self {
             now: started,
@@ -196,10 +204,12 @@ impl Call {
             labels,
             wait_for_ready: extensions.get::<WaitForReady>().is_some(),
             wanted: extensions.get::<Override>().cloned(),
-            avoid,
+            avoid: Vec::new(),
+            avoid_addresses: extensions.get::<Avoid>().map(|avoid| avoid.0.clone()),
             tried: None,
             unsent: 0,
             refused: 0,
+            span,
         })
     }
 
@@ -248,11 +258,11 @@ impl Call {
             if may_look {
                 match self.look(shared, path) {
                     Look::Admitted(admitted) => {
-                        ticket.served(told);
+                        ticket.served();
                         return Ok(admitted);
                     }
                     Look::Fail(status) => {
-                        ticket.served(told);
+                        ticket.given_up(told);
                         return Err(self.made(status));
                     }
                     Look::Wait(need) => {
@@ -263,12 +273,14 @@ impl Call {
                     }
                 }
             }
-            let mut news = pin!(poll_fn(|cx| ticket.poll_news(cx)));
+            let mut anyway = pin!(look_anyway());
+            let mut news = pin!(poll_fn(|cx| match ticket.poll_news(cx) {
+                Poll::Ready(()) => Poll::Ready(()),
+                Poll::Pending => anyway.as_mut().poll(cx),
+            }));
             let deadline = &mut self.deadline;
-            if poll_fn(|cx| bounded(news.as_mut(), deadline, cx))
-                .await
-                .is_none()
-            {
+            let woken = poll_fn(|cx| bounded(news.as_mut(), deadline, cx)).await;
+            if woken.is_none() {
                 let why = shared.core.snapshot.load().why.clone();
                 let phase = match why {
                     Some(why) => format!("while waiting for an endpoint: {why}"),
@@ -292,12 +304,16 @@ impl Call {
                 "the channel is closed",
             ));
         }
-        if let Some(look) = self.look_at_wanted(&snapshot) {
-            return look;
-        }
-        // Endpoints found full or gone are passed over in this look only.
+        // Endpoints named to be avoided, and those found full or gone, are passed over in this look only: the
+        // next may see another list.
         let tried = self.avoid.len();
-        let look = self.pick(shared, &snapshot, path);
+        let named = self.avoid_addresses.iter().flatten();
+        let named = named.filter_map(|address| snapshot.seats.at(address));
+        self.avoid.extend(named.map(|seat| seat.id));
+        let look = match self.look_at_wanted(shared, &snapshot) {
+            Some(look) => look,
+            None => self.pick(shared, &snapshot, path),
+        };
         self.avoid.truncate(tried);
         look
     }
@@ -308,14 +324,16 @@ impl Call {
         snapshot: &Snapshot<N>,
         path: &str,
     ) -> Look<N> {
-        let mut full = false;
+        let mut room = Need::State;
+        // Whom to avoid: at first everyone in `avoid`; when nobody else is left, only those tried in this look.
+        let (mut from, tried) = (0, self.avoid.len());
         for _ in 0..PICKS {
             self.random = rng::remix(self.random);
             let info = PickInfo {
                 now: self.now,
                 random: self.random,
                 path,
-                avoid: &self.avoid,
+                avoid: &self.avoid[from..],
             };
             let id = match snapshot.picker.pick(&info) {
                 PickResult::Pick(id) => id,
@@ -331,6 +349,13 @@ impl Call {
                     return Look::Fail(unavailable(why, "no endpoint is ready"));
                 }
             };
+            if self.avoid[tried..].contains(&id) {
+                // Nobody is left to try.
+                break;
+            }
+            if self.avoid[..tried].contains(&id) {
+                from = tried;
+            }
             let Some(seat) = snapshot.seats.get(id) else {
                 // The policy named somebody who is not there: its picker is older than this list.
                 return Look::Wait(Need::State);
@@ -340,25 +365,26 @@ impl Call {
                     let seat = seat.clone();
                     return Look::Admitted(Admitted { seat, live, slot });
                 }
-                Room::Full => full = true,
+                Room::Full => room = Need::Room,
                 Room::Gone => {}
-            }
-            if self.avoid.contains(&id) {
-                // Nobody else is left to pick.
-                break;
             }
             self.avoid.push(id);
         }
-        Look::Wait(match full {
-            true => Need::Room,
-            false => Need::State,
-        })
+        Look::Wait(room)
     }
 
     /// The endpoint an [`Override`] asks for; `None` when the policy should choose.
-    fn look_at_wanted<N: Connection>(&self, snapshot: &Snapshot<N>) -> Option<Look<N>> {
+    fn look_at_wanted<N: Connection>(
+        &self,
+        shared: &Shared<N>,
+        snapshot: &Snapshot<N>,
+    ) -> Option<Look<N>> {
         let wanted = self.wanted.as_ref()?;
         let seat = snapshot.seats.at(&wanted.address);
+        // A wish is no reason to go back to where the call was just turned away.
+        if !wanted.strict && seat.is_some_and(|seat| self.avoid.contains(&seat.id)) {
+            return None;
+        }
         let room = seat.map(|seat| (seat, seat.try_reserve()));
         if let Some((seat, Room::Taken(live, slot))) = room {
             let seat = seat.clone();
@@ -369,8 +395,8 @@ impl Call {
         }
         Some(match room {
             Some((_, Room::Full)) => Look::Wait(Need::Room),
-            _ if self.wait_for_ready => Look::Wait(Need::State),
-            Some((seat, _)) => missing(seat, &wanted.address),
+            Some((seat, _)) => self.missing(shared, seat, &wanted.address),
+            None if self.wait_for_ready => Look::Wait(Need::State),
             None if snapshot.state == Connectivity::Connecting && snapshot.seats.is_empty() => {
                 Look::Wait(Need::State)
             }
@@ -379,6 +405,30 @@ impl Call {
                 wanted.address
             ))),
         })
+    }
+
+    /// Why a strictly wanted endpoint cannot take the call, or that it soon may.
+    fn missing<N: Connection>(
+        &self,
+        shared: &Shared<N>,
+        seat: &Seat<N>,
+        address: &Address,
+    ) -> Look<N> {
+        let notes = seat.notes();
+        match notes.state {
+            Connectivity::TransientFailure if !self.wait_for_ready => {
+                let why = notes.last_error.as_ref().map(ToString::to_string);
+                Look::Fail(unavailable(
+                    why.as_deref(),
+                    &format!("the endpoint asked for, {address}, is not ready"),
+                ))
+            }
+            Connectivity::Idle => {
+                shared.want(seat.id);
+                Look::Wait(Need::State)
+            }
+            _ => Look::Wait(Need::State),
+        }
     }
 
     /// An error of our own, marked as such.
@@ -410,11 +460,16 @@ impl Call {
         let budget = match reached {
             Reached::No => self.unsent < UNSENT_RETRIES,
             Reached::Refused => self.refused < REFUSED_RETRIES,
-            Reached::Maybe => false,
+            Reached::Maybe | Reached::Local => false,
         };
         let seat = in_flight.seat().clone();
         if request.is_none() || !budget {
-            in_flight.end(Outcome::Answered(code));
+            in_flight.end(match reached {
+                // These say nothing of the server.
+                Reached::Local => Outcome::Cancelled,
+                Reached::No => Outcome::Refused,
+                Reached::Refused | Reached::Maybe => Outcome::Answered(code),
+            });
             self.labels.put_on(&mut status, Some(&seat.endpoint()));
             return Err(status);
         }
@@ -441,8 +496,14 @@ impl Call {
         in_flight: InFlight<N>,
     ) -> Result<http::Response<ResponseBody<N>>, Status> {
         let (mut parts, body) = response.into_parts();
+        let endpoint = in_flight.seat().endpoint();
+        if !self.span.is_disabled() {
+            self.span
+                .record("endpoint", field::display(endpoint.address()));
+            self.span.record("attempts", self.labels.attempts);
+        }
         parts.extensions.insert(Served {
-            endpoint: in_flight.seat().endpoint(),
+            endpoint,
             attempts: self.labels.attempts,
         });
         let tracking = Tracking {
@@ -455,18 +516,12 @@ impl Call {
     }
 }
 
-/// Why a strictly wanted endpoint cannot take the call, or that it soon may.
-fn missing<N>(seat: &Seat<N>, address: &Address) -> Look<N> {
-    let notes = seat.notes();
-    match notes.state {
-        Connectivity::TransientFailure => {
-            let why = notes.last_error.as_ref().map(ToString::to_string);
-            Look::Fail(unavailable(
-                why.as_deref(),
-                &format!("the endpoint asked for, {address}, is not ready"),
-            ))
-        }
-        _ => Look::Wait(Need::State),
+/// Resolves when a call should look even though it was told nothing.
+async fn look_anyway() {
+    // Timers need a runtime; without one only news wakes a call.
+    match tokio::runtime::Handle::try_current() {
+        Ok(_) => tokio::time::sleep(LOOK_ANYWAY).await,
+        Err(_) => std::future::pending().await,
     }
 }
 

@@ -3,7 +3,7 @@
 //! It decides nothing. What it knows by itself is only what the pure rooms may not touch: sockets, tasks,
 //! the clock.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,6 +42,7 @@ pub(super) struct Driver<C: Connector> {
     limits: Limits,
     commands: mpsc::UnboundedReceiver<Command>,
     lists: Option<Lists>,
+    listed: bool,
     hints: Hints,
     dials: JoinSet<(AttemptId, Result<C::Connection, ConnectError>)>,
     dialling: HashMap<AttemptId, (EndpointId, AbortHandle)>,
@@ -58,6 +59,7 @@ struct Known<N> {
     seat: Arc<Seat<N>>,
     control: Arc<dyn Control>,
     lost: bool,
+    cut_off: Option<Timestamp>,
 }
 
 /// A change seen on one connection, and the receiver to see the next one.
@@ -88,6 +90,7 @@ impl<C: Connector> Driver<C> {
             limits,
             commands,
             lists: None,
+            listed: false,
             hints,
             dials: JoinSet::new(),
             dialling: HashMap::new(),
@@ -166,10 +169,17 @@ impl<C: Connector> Driver<C> {
             // Both end the loop that calls this.
             News::Command(Some(Command::Close(_)) | None) => {}
             News::List(Some(found)) => {
+                self.listed = true;
                 let found = found.map(|update| update.endpoints);
                 self.balancer.handle_resolution(found, now);
             }
-            News::List(None) => self.lists = None,
+            News::List(None) => {
+                self.lists = None;
+                if !self.listed {
+                    let error = ResolveError::new("the resolver ended without a list");
+                    self.balancer.handle_resolution(Err(error), now);
+                }
+            }
             News::Dialled(attempt, result) => self.dialled(attempt, result, now),
             News::Condition(seen) => self.condition(seen, now),
             News::Time => {
@@ -190,12 +200,17 @@ impl<C: Connector> Driver<C> {
         };
         let connection = match result {
             Ok(connection) => connection,
-            Err(why) => return self.balancer.handle_connect_failed(attempt, why, now),
+            Err(why) => {
+                if let Some(seat) = self.seat(id) {
+                    seat.notes().last_error = Some(why.clone());
+                }
+                return self.balancer.handle_connect_failed(attempt, why, now);
+            }
         };
-        let Some(seat) = self.seats.get(id.slot()).and_then(Option::clone) else {
+        let Some(seat) = self.seat(id).cloned() else {
             return;
         };
-        if seat.id != id || !self.balancer.handle_connected(attempt, now) {
+        if !self.balancer.handle_connected(attempt, now) {
             return;
         }
         let waiters = self.core.waiters.clone();
@@ -207,6 +222,7 @@ impl<C: Connector> Driver<C> {
                 seat: seat.clone(),
                 control: control.clone(),
                 lost: false,
+                cut_off: None,
             },
         );
         let mut condition = connection.condition();
@@ -217,6 +233,8 @@ impl<C: Connector> Driver<C> {
             }),
             control,
         );
+        // Room where there was none: a replacement makes no new snapshot.
+        self.core.waiters.freed();
         // What happened before this moment counts too.
         condition.mark_changed();
         self.conditions.push(Box::pin(watch(attempt, condition)));
@@ -248,8 +266,10 @@ impl<C: Connector> Driver<C> {
             Condition::Closed(_) => {
                 if let Some(known) = self.connections.remove(&id) {
                     known.seat.settle(id);
+                    if let Some(at) = known.cut_off {
+                        self.cut_offs.remove(&(at, id));
+                    }
                 }
-                self.cut_offs.retain(|&(_, other)| other != id);
             }
             _ => self.conditions.push(Box::pin(watch(id, receiver))),
         }
@@ -258,7 +278,7 @@ impl<C: Connector> Driver<C> {
     /// Does everything the balancer wants done.
     fn act(&mut self) {
         let now = self.core.clock.now();
-        let mut closed = Vec::new();
+        let mut closed = HashSet::new();
         while let Some(action) = self.balancer.poll_action(now) {
             match action {
                 Action::Open { id, endpoint, load } => {
@@ -286,26 +306,42 @@ impl<C: Connector> Driver<C> {
                         task.abort();
                     }
                 }
-                Action::Retire { connection } => self.retire(connection, now),
+                Action::Retire { connection } => self.leave(connection),
                 Action::Close { id } => {
                     let seat = self.seats.get_mut(id.slot()).and_then(Option::take);
                     self.seats_changed |= seat.is_some();
-                    closed.extend(seat);
+                    closed.insert(id);
                 }
-                Action::Publish(publication) => self.publish(publication),
+                Action::Publish(publication) => {
+                    // First: calls that are woken by it ask why an endpoint is not ready.
+                    self.note_events(now);
+                    self.publish(publication);
+                }
                 Action::Resolve => self.hints.look_again(),
             }
         }
         // Only now: until the new snapshot was out, picks could still name them.
-        for seat in closed {
-            let left: Vec<AttemptId> = seat.connections().iter().map(|live| live.id).collect();
-            for id in left {
+        if !closed.is_empty() {
+            let gone = |known: &Known<_>| closed.contains(&known.seat.id);
+            let known = self.connections.iter().filter(|(_, known)| gone(known));
+            // Those that drain already are among them: their calls have no more time than others.
+            let ids: Vec<AttemptId> = known.map(|(&id, _)| id).collect();
+            for id in ids {
                 self.retire(id, now);
             }
         }
+        self.note_events(now);
+    }
+
+    fn note_events(&mut self, now: Timestamp) {
         while let Some(event) = self.balancer.poll_event() {
             self.note(event, now);
         }
+    }
+
+    fn seat(&self, id: EndpointId) -> Option<&Arc<Seat<C::Connection>>> {
+        let seat = self.seats.get(id.slot())?.as_ref()?;
+        (seat.id == id).then_some(seat)
     }
 
     fn dial(&mut self, attempt: AttemptId, id: EndpointId, endpoint: &Endpoint, address: &Address) {
@@ -324,12 +360,21 @@ impl<C: Connector> Driver<C> {
         self.dialling.insert(attempt, (id, task));
     }
 
-    /// Stops using a connection: its calls go on, but not for ever.
-    fn retire(&mut self, id: AttemptId, now: Timestamp) {
+    /// Stops using a connection: its calls go on to their end.
+    fn leave(&mut self, id: AttemptId) {
         if let Some(known) = self.connections.get_mut(&id) {
             known.lost = true;
             known.seat.remove(id);
-            self.cut_offs.insert((now + self.limits.drain, id));
+        }
+    }
+
+    /// Stops using a connection of an endpoint or a channel that is left: its calls go on, but not for ever.
+    fn retire(&mut self, id: AttemptId, now: Timestamp) {
+        self.leave(id);
+        if let Some(known) = self.connections.get_mut(&id) {
+            // The first deadline stays.
+            let at = *known.cut_off.get_or_insert(now + self.limits.drain);
+            self.cut_offs.insert((at, id));
         }
     }
 
@@ -386,8 +431,7 @@ impl<C: Connector> Driver<C> {
                         tracing::info!(target: "equipoise", %address, %from, %to, why = reason, "endpoint state");
                     }
                 }
-                let seat = self.seats.get(id.slot()).and_then(Option::as_ref);
-                if let Some(seat) = seat.filter(|seat| seat.id == id) {
+                if let Some(seat) = self.seat(id) {
                     let mut notes = seat.notes();
                     notes.state = to;
                     notes.since = now;
@@ -421,7 +465,8 @@ impl<C: Connector> Driver<C> {
     async fn finish(&mut self, mut farewells: Vec<oneshot::Sender<()>>) {
         self.shut("the channel is closed");
         self.lists = None;
-        self.dials.abort_all();
+        // Dropping them drops what they made, too.
+        self.dials = JoinSet::new();
         self.dialling.clear();
         let now = self.core.clock.now();
         let open: Vec<AttemptId> = self.connections.keys().copied().collect();

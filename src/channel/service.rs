@@ -96,6 +96,12 @@ impl<N: Connection> Shared<N> {
         self.started.store(true, Ordering::Relaxed);
     }
 
+    /// Drops a driver that never ran, which closes the channel; says whether there was one.
+    fn give_up(&self) -> bool {
+        let mut dormant = self.dormant.lock().unwrap_or_else(PoisonError::into_inner);
+        dormant.take().is_some()
+    }
+
     /// Asks for a connection to an endpoint that the policy did not connect by itself.
     pub(super) fn want(&self, id: EndpointId) {
         // No driver, no connections: the call that asked is told so by the snapshot.
@@ -223,6 +229,9 @@ impl<C: Connector> Channel<C> {
     /// wait for an endpoint end UNAVAILABLE at once.
     pub async fn close(&self) {
         self.shared.start();
+        if self.shared.give_up() {
+            return;
+        }
         let (done, closed) = oneshot::channel();
         if self.shared.commands.send(Command::Close(done)).is_ok() {
             // An error means that the driver is gone, and with it every connection.
@@ -289,7 +298,7 @@ impl<C: Connector> Service<http::Request<tonic::body::Body>> for Channel<C> {
             endpoint = tracing::field::Empty,
             attempts = tracing::field::Empty,
         );
-        let call = call::run(self.shared.clone(), request, self.random);
+        let call = call::run(self.shared.clone(), request, self.random, span.clone());
         match span.is_disabled() {
             true => Box::pin(call),
             false => Box::pin(call.instrument(span)),

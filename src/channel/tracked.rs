@@ -71,16 +71,17 @@ impl<N> InFlight<N> {
 
     fn settle(&mut self, outcome: Outcome) -> Timestamp {
         self.ended = true;
+        let now = self.clock.now();
         // An expired or cancelled stream counts as what it took, not as its quick first message.
-        let now = match (self.first, outcome) {
+        let until = match (self.first, outcome) {
             (Some(first), Outcome::Answered(code)) if code != StatusCode::DEADLINE_EXCEEDED => {
                 first
             }
-            _ => self.clock.now(),
+            _ => now,
         };
         let completion = Completion {
             outcome,
-            latency: now.since(self.started),
+            latency: until.since(self.started),
         };
         self.seat.load.end(&completion, self.started, now);
         now
@@ -123,6 +124,12 @@ impl<N> Tracking<N> {
                 Ok(())
             }
         }
+    }
+
+    /// Whether the deadline has passed without the timer having been asked.
+    fn is_late(&self) -> bool {
+        let deadline = self.deadline.as_ref();
+        deadline.is_some_and(|deadline| self.in_flight.clock.now() >= deadline.at)
     }
 
     /// The deadline has passed.
@@ -212,6 +219,10 @@ impl<N: Connection> Body for ResponseBody<N> {
                     {
                         return Poll::Ready(Some(Err(status)));
                     }
+                } else if this.call.as_ref().is_some_and(Tracking::is_late) {
+                    // A reader slower than the server never waits, so the timer is never asked.
+                    this.inner.set(None);
+                    return Poll::Ready(this.call.take().map(|call| Err(call.expired())));
                 } else if let Some(call) = this.call {
                     call.in_flight.first_message();
                 }

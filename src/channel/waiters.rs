@@ -1,8 +1,9 @@
 //! The line of calls that wait for an endpoint: first come, first served, bounded.
 //!
-//! A call joins, looks once more, and only then sleeps; whoever changes something wakes the head of the
-//! line, and each call that was woken hands the news on to the next. So calls are looked at in their
-//! order, one at a time, and none is woken for nothing in bulk.
+//! A call joins, looks, and only then sleeps. A new snapshot is told to everybody, in order. A slot that came
+//! free is told to the first that waits for room; if that one cannot use it, it hands the news on to the next,
+//! and so on to the end of the line. Who comes later does not look while news is on its way to somebody before
+//! it, or it would take what was meant for that one.
 
 use std::collections::BTreeMap;
 use std::ops::Bound::{Excluded, Unbounded};
@@ -33,7 +34,19 @@ enum News {
 struct Entry {
     need: Need,
     news: News,
+    /// Has it looked since it joined, and since it last took news?
+    look: Look,
     waker: Option<Waker>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    /// Not once.
+    Never,
+    /// It has taken news and is looking into it.
+    Now,
+    /// It has, and found nothing.
+    Done,
 }
 
 #[derive(Debug, Default)]
@@ -72,12 +85,12 @@ impl Waiters {
         self.waiting.load(Ordering::Relaxed)
     }
 
-    /// Whether somebody waits for room: a newcomer then joins the line instead of taking it first.
+    /// Whether somebody waits for room: a newcomer then joins the line instead of looking first.
     pub(super) fn anyone_for_room(&self) -> bool {
         self.for_room.load(Ordering::Relaxed) > 0
     }
 
-    /// Joins the end of the line. The caller must look once more before it sleeps.
+    /// Joins the end of the line. The caller must look, when it [may](Ticket::may_look), before it sleeps.
     pub(super) fn join(self: &Arc<Self>, need: Need) -> Result<Ticket, Full> {
         let mut line = self.line();
         if line.entries.len() >= self.limit {
@@ -86,14 +99,13 @@ impl Waiters {
         let id = line.next;
         line.next += 1;
         line.for_room += usize::from(need == Need::Room);
-        line.entries.insert(
-            id,
-            Entry {
-                need,
-                news: News::Nothing,
-                waker: None,
-            },
-        );
+        let entry = Entry {
+            need,
+            news: News::Nothing,
+            look: Look::Never,
+            waker: None,
+        };
+        line.entries.insert(id, entry);
         self.publish_counts(&line);
         drop(line);
         // Pairs with the fences in `freed` and `published`: either they see this call in the line, or
@@ -105,14 +117,14 @@ impl Waiters {
         })
     }
 
-    /// A slot came free: the first call that waits for room is told.
+    /// A slot came free: the first call that waits for room and knows of none is told.
     pub(super) fn freed(&self) {
         // Pairs with the fence in `join`.
         fence(Ordering::SeqCst);
         if self.for_room.load(Ordering::Relaxed) == 0 {
             return;
         }
-        let waker = self.line().tell_after(None, News::Freed);
+        let waker = self.line().tell_freed(None);
         wake(waker);
     }
 
@@ -123,12 +135,22 @@ impl Waiters {
         if self.waiting.load(Ordering::Relaxed) == 0 {
             return;
         }
-        let waker = self.line().tell_after(None, News::Published);
-        wake(waker);
+        let mut line = self.line();
+        let entries = line.entries.values_mut();
+        let wakers: Vec<Waker> = entries
+            .filter_map(|entry| {
+                entry.news = News::Published;
+                entry.waker.take()
+            })
+            .collect();
+        drop(line);
+        for waker in wakers {
+            waker.wake();
+        }
     }
 
     fn line(&self) -> MutexGuard<'_, Line> {
-        // A panic while the lock is held is impossible short of a bug in the map; the line itself stays whole.
+        // Nothing that can panic runs under the lock.
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -140,18 +162,23 @@ impl Waiters {
 }
 
 impl Line {
-    /// Tells the first call behind `after` that can use the news.
-    fn tell_after(&mut self, after: Option<u64>, news: News) -> Option<Waker> {
+    /// Tells the first call behind `after` that waits for room and has no news yet.
+    fn tell_freed(&mut self, after: Option<u64>) -> Option<Waker> {
         let from = after.map_or(Unbounded, Excluded);
-        let entry = self
-            .entries
-            .range_mut((from, Unbounded))
-            .map(|(_, entry)| entry)
-            .find(|entry| news == News::Published || entry.need == Need::Room)?;
-        // A new snapshot says more than a free slot does.
-        if entry.news != News::Published {
-            entry.news = news;
+        let mut entries = self.entries.range_mut((from, Unbounded));
+        let (_, entry) = entries.find(|(_, e)| e.need == Need::Room && e.news == News::Nothing)?;
+        entry.news = News::Freed;
+        entry.waker.take()
+    }
+
+    /// Lets the next call behind `after` look if it never has: it held back for somebody before it.
+    fn tell_held_back(&mut self, after: u64) -> Option<Waker> {
+        let mut entries = self.entries.range_mut((Excluded(after), Unbounded));
+        let (_, entry) = entries.next()?;
+        if entry.look != Look::Never || entry.news != News::Nothing {
+            return None;
         }
+        entry.news = News::Freed;
         entry.waker.take()
     }
 }
@@ -170,18 +197,16 @@ pub(super) struct Ticket {
 }
 
 impl Ticket {
-    /// Whether this call may look: nobody before it waits for room, or it does not wait for room itself.
+    /// Whether this call, having just joined, may look: nothing is on its way to anybody before it.
     pub(super) fn may_look(&self) -> bool {
         let line = self.waiters.line();
-        line.entries[&self.id].need == Need::State
-            || line
-                .entries
-                .range(..self.id)
-                .all(|(_, entry)| entry.need == Need::State)
+        line.entries
+            .range(..self.id)
+            .all(|(_, e)| e.news == News::Nothing && e.look == Look::Done)
     }
 
-    /// Sleeps until there is news. On waking the caller looks, and then either leaves (by dropping the
-    /// ticket) or calls [`stay`](Self::stay).
+    /// Sleeps until there is news. On waking the caller takes it, looks, and then either leaves (by
+    /// [`served`](Self::served) or by dropping the ticket) or calls [`stay`](Self::stay).
     pub(super) fn poll_news(&self, cx: &mut Context<'_>) -> Poll<()> {
         let mut line = self.waiters.line();
         let Some(entry) = line.entries.get_mut(&self.id) else {
@@ -197,13 +222,14 @@ impl Ticket {
     /// Takes the news, to be looked into now. What comes after this is news again.
     pub(super) fn take_news(&self) -> Told {
         let mut line = self.waiters.line();
-        let news = line.entries.get_mut(&self.id).map_or(News::Nothing, |e| {
-            std::mem::replace(&mut e.news, News::Nothing)
-        });
-        Told(news)
+        let Some(entry) = line.entries.get_mut(&self.id) else {
+            return Told::NOTHING;
+        };
+        entry.look = Look::Now;
+        Told(std::mem::replace(&mut entry.news, News::Nothing))
     }
 
-    /// Stays in the line after a look that found nothing, and hands a new snapshot on to the next.
+    /// Stays in the line after a look that found nothing, and hands a free slot on to the next.
     ///
     /// Answers whether the caller must look once more before it sleeps: a slot that came free before it was
     /// known to wait for room was not told to it.
@@ -212,6 +238,7 @@ impl Ticket {
         let mut before = need;
         if let Some(entry) = line.entries.get_mut(&self.id) {
             before = std::mem::replace(&mut entry.need, need);
+            entry.look = Look::Done;
         }
         match (before, need) {
             (Need::State, Need::Room) => line.for_room += 1,
@@ -220,8 +247,8 @@ impl Ticket {
         }
         self.waiters.publish_counts(&line);
         let waker = match told.0 {
-            News::Published => line.tell_after(Some(self.id), News::Published),
-            News::Freed | News::Nothing => None,
+            News::Freed => line.tell_freed(Some(self.id)),
+            News::Published | News::Nothing => line.tell_held_back(self.id),
         };
         drop(line);
         wake(waker);
@@ -233,8 +260,13 @@ impl Ticket {
         look_again
     }
 
-    /// Leaves the line served, and lets the next one look too: there may be more.
-    pub(super) fn served(self, told: Told) {
+    /// Leaves the line served, the slot it was told of used.
+    pub(super) fn served(self) {
+        // Dropping the ticket lets the next one look if it held back for this one.
+    }
+
+    /// Leaves the line for another reason: what it was told is for the next.
+    pub(super) fn given_up(self, told: Told) {
         let mut line = self.waiters.line();
         if let Some(entry) = line.entries.get_mut(&self.id)
             && entry.news == News::Nothing
@@ -242,7 +274,7 @@ impl Ticket {
             entry.news = told.0;
         }
         drop(line);
-        // Dropping the ticket hands the news on.
+        // Dropping the ticket hands it on.
     }
 }
 
@@ -263,10 +295,11 @@ impl Drop for Ticket {
         };
         line.for_room -= usize::from(entry.need == Need::Room);
         self.waiters.publish_counts(&line);
-        // News that this call will not use, having left, must not be lost with it.
+        // News that this call will not use, having left, must not be lost with it. A snapshot was told to
+        // everybody by itself.
         let waker = match entry.news {
-            News::Nothing => None,
-            news => line.tell_after(Some(self.id), news),
+            News::Freed => line.tell_freed(Some(self.id)),
+            News::Published | News::Nothing => line.tell_held_back(self.id),
         };
         drop(line);
         wake(waker);
@@ -296,11 +329,18 @@ mod tests {
     }
 
     impl Call {
-        fn asleep(waiters: &Arc<Waiters>, need: Need) -> Self {
-            let call = Self {
+        fn joined(waiters: &Arc<Waiters>, need: Need) -> Self {
+            Self {
                 ticket: waiters.join(need).expect("room in the line"),
                 woken: Arc::default(),
-            };
+            }
+        }
+
+        /// One that has looked, found nothing and sleeps.
+        fn asleep(waiters: &Arc<Waiters>, need: Need) -> Self {
+            let call = Self::joined(waiters, need);
+            assert!(call.ticket.may_look());
+            call.ticket.stay(need, Told::NOTHING);
             assert!(call.sleep());
             call
         }
@@ -322,38 +362,50 @@ mod tests {
     }
 
     #[test]
-    fn a_free_slot_goes_to_the_first_that_waits_for_room() {
+    fn a_free_slot_goes_to_the_first_that_waits_for_room_and_stops_there() {
         let waiters = Waiters::new(10);
         let state = Call::asleep(&waiters, Need::State);
         let a = Call::asleep(&waiters, Need::Room);
         let b = Call::asleep(&waiters, Need::Room);
         waiters.freed();
         assert_eq!(times(&[&state, &a, &b]), [0, 1, 0]);
-        // Served, it lets the next one look; that one finds nothing and says no more.
-        let told = a.ticket.take_news();
-        a.ticket.served(told);
-        assert_eq!(times(&[&state, &b]), [0, 1]);
-        let told = b.ticket.take_news();
-        assert!(!b.ticket.stay(Need::Room, told));
-        assert!(b.sleep());
-        assert_eq!(state.times(), 0);
+        a.ticket.take_news();
+        a.ticket.served();
+        assert_eq!(times(&[&state, &b]), [0, 0], "the slot is used");
+    }
+
+    /// A call that waits for one certain endpoint must not keep a slot of another from those behind it.
+    #[test]
+    fn a_slot_that_one_cannot_use_is_handed_on() {
+        let waiters = Waiters::new(10);
+        let calls: Vec<Call> = (0..3).map(|_| Call::asleep(&waiters, Need::Room)).collect();
+        waiters.freed();
+        for (turn, call) in calls.iter().enumerate() {
+            let expected: Vec<u32> = (0..3).map(|i| u32::from(i <= turn)).collect();
+            let woken: Vec<u32> = calls.iter().map(Call::times).collect();
+            assert_eq!(woken, expected, "turn {turn}");
+            let told = call.ticket.take_news();
+            assert!(!call.ticket.stay(Need::Room, told));
+        }
     }
 
     #[test]
-    fn a_snapshot_goes_down_the_whole_line_in_order() {
+    fn two_slots_are_told_to_two_calls() {
         let waiters = Waiters::new(10);
-        let calls: Vec<Call> = [Need::State, Need::Room, Need::State]
-            .into_iter()
-            .map(|need| Call::asleep(&waiters, need))
-            .collect();
+        let a = Call::asleep(&waiters, Need::Room);
+        let b = Call::asleep(&waiters, Need::Room);
+        waiters.freed();
+        waiters.freed();
+        // Also when the owner of the first never comes back to it.
+        assert_eq!(times(&[&a, &b]), [1, 1]);
+    }
+
+    #[test]
+    fn a_snapshot_is_told_to_everybody() {
+        let waiters = Waiters::new(10);
+        let calls = [Need::State, Need::Room, Need::State].map(|n| Call::asleep(&waiters, n));
         waiters.published();
-        for (turn, call) in calls.iter().enumerate() {
-            let woken: Vec<u32> = calls.iter().map(Call::times).collect();
-            let expected: Vec<u32> = (0..3).map(|i| u32::from(i <= turn)).collect();
-            assert_eq!(woken, expected, "turn {turn}");
-            let told = call.ticket.take_news();
-            call.ticket.stay(Need::State, told);
-        }
+        assert!(calls.iter().all(|call| call.times() == 1));
     }
 
     #[test]
@@ -384,8 +436,31 @@ mod tests {
         waiters.freed();
         assert_eq!(a.times(), 0);
         assert!(a.ticket.stay(Need::Room, Told::NOTHING));
+        assert!(a.sleep());
         waiters.freed();
         assert_eq!(a.times(), 1);
+    }
+
+    /// Who comes while a slot is promised to another holds back, and looks when that one is done.
+    #[test]
+    fn a_newcomer_does_not_take_what_was_promised_and_gets_its_own_look() {
+        let waiters = Waiters::new(10);
+        let a = Call::asleep(&waiters, Need::Room);
+        waiters.freed();
+        let b = Call::joined(&waiters, Need::Room);
+        let c = Call::joined(&waiters, Need::Room);
+        assert!(!b.ticket.may_look() && !c.ticket.may_look());
+        assert!(b.sleep() && c.sleep());
+        a.ticket.take_news();
+        a.ticket.served();
+        assert_eq!(times(&[&b, &c]), [1, 0]);
+        b.ticket.take_news();
+        b.ticket.served();
+        assert_eq!(c.times(), 1, "slots that came free before anybody waited");
+        let told = c.ticket.take_news();
+        c.ticket.stay(Need::Room, told);
+        let d = Call::joined(&waiters, Need::Room);
+        assert!(d.ticket.may_look(), "nothing is on its way to anybody");
     }
 
     #[test]
@@ -394,19 +469,9 @@ mod tests {
         let a = waiters.join(Need::Room).expect("first");
         let b = waiters.join(Need::State).expect("second");
         assert!(waiters.join(Need::State).is_err());
-        assert!(waiters.anyone_for_room() && a.may_look() && b.may_look());
+        assert!(waiters.anyone_for_room() && a.may_look());
         drop((a, b));
         assert_eq!(waiters.len(), 0);
         assert!(!waiters.anyone_for_room());
-    }
-
-    #[test]
-    fn only_the_first_for_room_may_look_unasked() {
-        let waiters = Waiters::new(3);
-        let a = waiters.join(Need::Room).expect("first");
-        let b = waiters.join(Need::Room).expect("second");
-        assert!(a.may_look() && !b.may_look());
-        drop(a);
-        assert!(b.may_look());
     }
 }

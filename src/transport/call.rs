@@ -112,7 +112,7 @@ pub(super) fn call(
     let outbound = match outbound(&head, &link) {
         Ok(outbound) => outbound,
         // Wrong anywhere: not handed back.
-        Err(status) => return Sending::Failed(Some(failed(status, Reached::No))),
+        Err(status) => return Sending::Failed(Some(failed(status, Reached::Local))),
     };
     // Declared before what refers to the stream: dropped after it.
     let mut held = Held::new(link, slot);
@@ -157,7 +157,7 @@ pub(super) fn call(
                 message.len()
             );
             let status = Status::resource_exhausted(text);
-            return Sending::Failed(Some(failed(status, Reached::Maybe)));
+            return Sending::Failed(Some(failed(status, Reached::Local)));
         }
         Look::Whole(message) => {
             // An error means that the stream is gone already, which the response tells.
@@ -168,7 +168,7 @@ pub(super) fn call(
         Look::Streaming(taken) => held.pump(stream, body, taken),
         Look::Failed(status) => {
             stream.send_reset(Reason::CANCEL);
-            return Sending::Failed(Some(failed(status, Reached::Maybe)));
+            return Sending::Failed(Some(failed(status, Reached::Local)));
         }
     }
     Sending::Waiting(Waiting {
@@ -259,14 +259,14 @@ impl Waiting {
         held.over();
         drop((response, upload));
         if let Some(status) = held.upload_failure() {
-            return Sending::Failed(Some(failed(status, Reached::Maybe)));
+            return Sending::Failed(Some(failed(status, Reached::Local)));
         }
         // Read after the error came: h2 writes before it fails.
         let written = held.link.meter.sent() != before;
         let (status, reached) = judge(error, Phase::Waiting { written }, &held.link);
         let mut error = failed(status, reached);
         match (reached, whole) {
-            (Reached::Maybe, _) => {}
+            (Reached::Maybe | Reached::Local, _) => {}
             (_, Some(message)) => {
                 let payload = Payload::Whole(message);
                 error.request = Some(Outgoing { head, payload });

@@ -173,7 +173,7 @@ pub struct CallError {
     pub status: Status,
     /// Whether the server can have seen it.
     pub reached: Reached,
-    /// The request, where it can be sent again: never with [`Reached::Maybe`].
+    /// The request, where it can be sent again: only with [`Reached::No`] and [`Reached::Refused`].
     pub request: Option<Outgoing>,
 }
 
@@ -186,4 +186,7 @@ pub enum Reached {
     Refused,
     /// It may have been processed.
     Maybe,
+    /// It failed by the caller's own doing: its request stream ended in an error, or its head cannot be sent.
+    /// Not held against the endpoint.
+    Local,
 }

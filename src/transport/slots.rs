@@ -4,26 +4,26 @@
 //! here first, and the slot comes back only when h2 has let go of the stream.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// The slots of one connection.
 pub struct Slots {
-    // open calls in the low half, limit in the high half: one word, so that a change of the limit and
-    // a reservation cannot cross.
+    // Open calls, whether it is closed, and the limit: one word, so that a change of the limit, a
+    // reservation and the end cannot cross.
     word: AtomicU64,
-    closed: AtomicBool,
     freed: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
-const OPEN: u64 = 0xffff_ffff;
+const OPEN: u64 = 0x7fff_ffff;
+const CLOSED: u64 = 1 << 31;
+const LIMIT: u32 = 32;
 
 impl Slots {
     /// Room for `limit` calls.
     pub fn new(limit: u32) -> Arc<Self> {
         Arc::new(Self {
-            word: AtomicU64::new(u64::from(limit) << 32),
-            closed: AtomicBool::new(false),
+            word: AtomicU64::new(u64::from(limit) << LIMIT),
             freed: OnceLock::new(),
         })
     }
@@ -44,7 +44,7 @@ impl Slots {
     pub fn try_reserve(self: &Arc<Self>) -> Option<Slot> {
         let mut word = self.word.load(Ordering::Relaxed);
         loop {
-            if word & OPEN >= word >> 32 {
+            if word & OPEN >= word >> LIMIT {
                 return None;
             }
             // Relaxed: the count guards no data; h2's own lock orders what happens on the stream.
@@ -64,34 +64,37 @@ impl Slots {
         }
     }
 
-    /// The peer's newest limit; 0 takes no new calls and leaves those under way alone.
+    /// The peer's newest limit; 0 takes no new calls and leaves those under way alone. Without effect once
+    /// closed.
     pub fn set_limit(&self, limit: u32) {
         let before = self.limit();
         if before == limit {
             return;
         }
         // Relaxed: as in `try_reserve`.
-        let _ = self
+        let set = self
             .word
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |word| {
-                Some(word & OPEN | u64::from(limit) << 32)
+                (word & CLOSED == 0).then_some(word & OPEN | u64::from(limit) << LIMIT)
             });
-        if limit > before {
+        if set.is_ok() && limit > before {
             self.tell();
         }
     }
 
     /// Takes no more calls, for good: the connection drains or is gone.
     pub fn close(&self) {
-        // Relaxed: whoever sees a limit of 0 without this takes the connection for full, waits, and is woken
-        // by the snapshot that leaves it out.
-        self.closed.store(true, Ordering::Relaxed);
-        self.set_limit(0);
+        // Relaxed: as in `try_reserve`.
+        let _ = self
+            .word
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |word| {
+                Some(word & OPEN | CLOSED)
+            });
     }
 
     /// Whether it takes calls at all, be it full just now.
     pub fn is_open(&self) -> bool {
-        !self.closed.load(Ordering::Relaxed)
+        self.word.load(Ordering::Relaxed) & CLOSED == 0
     }
 
     /// Calls under way.
@@ -101,7 +104,7 @@ impl Slots {
 
     /// The limit last set.
     pub fn limit(&self) -> u32 {
-        (self.word.load(Ordering::Relaxed) >> 32) as u32
+        (self.word.load(Ordering::Relaxed) >> LIMIT) as u32
     }
 }
 
@@ -150,5 +153,14 @@ mod tests {
         assert!(slots.try_reserve().is_none());
         slots.set_limit(5);
         assert_eq!(freed.load(Ordering::Relaxed), 3, "more room is news too");
+        let last = slots.try_reserve();
+        slots.close();
+        slots.set_limit(5);
+        assert!(
+            !slots.is_open() && slots.try_reserve().is_none(),
+            "for good"
+        );
+        drop(last);
+        assert_eq!(slots.open(), 0);
     }
 }

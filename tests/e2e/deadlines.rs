@@ -166,6 +166,30 @@ async fn in_the_middle_of_a_stream() {
     quiet(&channel).await;
 }
 
+/// A reader slower than the server never waits for it.
+#[tokio::test]
+async fn while_there_is_always_more_to_read() {
+    let a = server("a");
+    let (channel, mut client) = client(&[&a]).await;
+    let mut request = Request::new(CountdownRequest {
+        count: u32::MAX,
+        payload_bytes: 1_000,
+        ..CountdownRequest::default()
+    });
+    request.set_timeout(DEADLINE);
+    let start = Instant::now();
+    let mut replies = client.countdown(request).await.unwrap().into_inner();
+    let end = loop {
+        match replies.message().await {
+            // Slower than the server, without giving up the thread.
+            Ok(Some(_)) => std::hint::black_box((0..20_000).sum::<u64>()),
+            end => break end.map(|_| ()),
+        };
+    };
+    ran_out(end, start);
+    quiet(&channel).await;
+}
+
 #[tokio::test]
 async fn while_an_upload_goes_on() {
     let a = server("a");

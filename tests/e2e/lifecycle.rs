@@ -181,3 +181,68 @@ async fn the_state_can_be_awaited() {
     let status = client.say_hello(HelloRequest::default()).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable);
 }
+
+/// GOAWAY first, and then the endpoint leaves the list: the usual order of a rolling restart.
+#[tokio::test]
+async fn the_drain_deadline_holds_for_what_was_draining_already() {
+    let (a, b) = (server("a"), server("b"));
+    let channel = Channel::from_endpoints(endpoints(&[&a]))
+        .drain_deadline(Duration::from_millis(200))
+        .connect()
+        .await
+        .unwrap();
+    let mut client = GreeterClient::new(channel.clone());
+    let endless = CountdownRequest {
+        count: u32::MAX,
+        pause_us: 1_000,
+        ..CountdownRequest::default()
+    };
+    let mut replies = client.countdown(endless).await.unwrap().into_inner();
+    replies.message().await.unwrap().expect("endless");
+    let stopping = tokio::spawn(a.shutdown());
+    until("GOAWAY is seen", || channel.endpoints()[0].connections == 0).await;
+    replies.message().await.unwrap().expect("it goes on");
+    channel.set_endpoints(endpoints(&[&b])).unwrap();
+    let status = loop {
+        match replies.message().await {
+            Ok(reply) => assert!(reply.is_some(), "it is endless"),
+            Err(status) => break status,
+        }
+    };
+    assert!(status.message().contains("drain deadline"), "{status:?}");
+    drop(replies);
+    stopping.await.unwrap();
+}
+
+#[test]
+fn closing_what_never_ran_needs_no_runtime() {
+    let channel = Channel::from_endpoints([]).build().unwrap();
+    futures_util::FutureExt::now_or_never(channel.close()).expect("there is nothing to wait for");
+    assert_eq!(channel.state(), Connectivity::Shutdown);
+}
+
+#[derive(Debug)]
+struct Mute;
+
+impl equipoise::resolver::Resolver for Mute {
+    fn watch(
+        &self,
+        _: &equipoise::Target,
+        _: equipoise::resolver::Hints,
+    ) -> futures_util::stream::BoxStream<
+        'static,
+        Result<equipoise::resolver::Update, equipoise::ResolveError>,
+    > {
+        Box::pin(futures_util::stream::empty())
+    }
+}
+
+#[tokio::test]
+async fn a_resolver_that_ends_without_a_list_is_an_error() {
+    let builder = Channel::builder("shop:cart").unwrap().resolver(Mute);
+    let error = builder.connect().await.unwrap_err();
+    assert!(
+        error.is_unavailable() && error.to_string().contains("without a list"),
+        "{error}"
+    );
+}

@@ -195,5 +195,7 @@ fn logs_tell_of_states_and_calls_and_keep_secrets() {
         all.contains("path=\"/equipoise.demo.v1.Greeter/SayHello\""),
         "{all}"
     );
+    let served = format!("endpoint={}", a.address);
+    assert!(all.contains(&served) && all.contains("attempts=1"), "{all}");
     assert!(!all.contains("canary"), "{all}");
 }

@@ -131,6 +131,57 @@ async fn waiting_for_ready_outlasts_a_server_that_is_away() {
     assert_eq!(waiting.await.unwrap().unwrap().into_inner().server, "back");
 }
 
+/// A call that insists on a full endpoint waits for that one; everybody else goes on.
+#[tokio::test]
+async fn waiting_for_one_full_endpoint_holds_up_nobody() {
+    let full = Server::start(Options {
+        max_concurrent_streams: Some(1),
+        ..Options::new("full")
+    });
+    let free = server("free");
+    let (channel, client) = client(&[&full, &free]).await;
+    let strict = |work_us| {
+        let mut client = client.clone();
+        let mut request = with(Override::strict(full.address));
+        request.get_mut().work_us = work_us;
+        tokio::spawn(async move { client.say_hello(request).await })
+    };
+    let holder = strict(20_000_000);
+    until("its only slot is taken", || in_flight(&channel) == 1).await;
+    let waiting = strict(0);
+    until("the other one waits", || channel.waiting() == 1).await;
+    for _ in 0..100 {
+        let mut client = client.clone();
+        let call = client.say_hello(HelloRequest::default());
+        let reply = tokio::time::timeout(crate::PATIENCE, call).await;
+        let reply = reply.expect("it need not wait").unwrap().into_inner();
+        assert_eq!(reply.server, "free");
+    }
+    assert_eq!(channel.waiting(), 1);
+    holder.abort();
+    assert_eq!(waiting.await.unwrap().unwrap().into_inner().server, "full");
+}
+
+/// What the caller itself did wrong is not held against an endpoint.
+#[tokio::test]
+async fn a_callers_own_failure_is_no_fault_of_the_server() {
+    let a = server("a");
+    let (channel, client) = client(&[&a]).await;
+    let mut client = client.max_encoding_message_size(10);
+    for _ in 0..20 {
+        let request = HelloRequest {
+            payload: vec![0; 100],
+            ..HelloRequest::default()
+        };
+        let status = client.say_hello(request).await.unwrap_err();
+        assert_eq!(status.code(), Code::OutOfRange, "{status:?}");
+    }
+    quiet(&channel).await;
+    let endpoint = &channel.endpoints()[0];
+    assert!(endpoint.outcomes.is_empty(), "{endpoint:?}");
+    assert_eq!(endpoint.cancelled, 20);
+}
+
 /// Two calls at a time, a hundred callers: nobody is refused, and the line is served in order.
 #[tokio::test]
 async fn those_who_wait_for_room_are_served_in_order() {
