@@ -24,6 +24,10 @@ pub struct Config {
     /// How long one address of an endpoint is tried before the next joins in. Default 250 ms, RFC 8305's
     /// Connection Attempt Delay; at least 10 ms, its lower bound.
     pub stagger: Duration,
+    /// How long ready endpoints that are not in the list any more stay in use while nobody in the list is
+    /// ready: a fleet replaced at once is then no gap. Default 30 s, that of the drain deadline; 0 lets
+    /// them go at once.
+    pub linger: Duration,
 }
 
 impl Default for Config {
@@ -33,6 +37,7 @@ impl Default for Config {
             connect_rate: 200,
             max_endpoints: 10_000,
             stagger: Duration::from_millis(250),
+            linger: Duration::from_secs(30),
         }
     }
 }

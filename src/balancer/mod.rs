@@ -18,6 +18,7 @@
 
 mod action;
 mod backoff;
+mod bridge;
 mod connectivity;
 mod pace;
 mod table;
@@ -60,6 +61,8 @@ pub struct Balancer {
     tally: Tally,
     /// Endpoints that became ready since the last publication.
     joining: Vec<EndpointId>,
+    /// Until when endpoints that left the list may stay in use, while there are any.
+    bridge: Option<Timestamp>,
     resolved: Resolved,
     stale: Stale,
     published: Option<(Timestamp, Arc<dyn Picker>)>,
@@ -140,6 +143,7 @@ impl Balancer {
             deadlines: BTreeSet::new(),
             tally: Tally::default(),
             joining: Vec::new(),
+            bridge: None,
             resolved: Resolved::Nothing,
             stale: Stale::No,
             published: None,
@@ -153,7 +157,8 @@ impl Balancer {
 
     /// The resolver gave a complete list, or has no answer.
     ///
-    /// An empty list means that there is nobody. An error leaves the last list in use; before the first
+    /// An empty list means that there is nobody. Ready endpoints that are not in a list of others stay in
+    /// use until one of those is ready, for [`Config::linger`] at the most. An error leaves the last list in use; before the first
     /// list it makes calls fail rather than wait.
     pub fn handle_resolution(
         &mut self,
@@ -177,29 +182,13 @@ impl Balancer {
         if list.is_empty() {
             self.explain("the resolver found no endpoints".into());
         }
-        let change = self.table.replace(list, &mut self.cells, now);
+        let bridged = !self.config.linger.is_zero();
+        let change = self.table.replace(list, bridged, &mut self.cells, now);
         if first || !change.opened.is_empty() {
             self.stale = self.stale.max(Stale::Members);
         }
-        for row in &change.closed {
-            self.stale = Stale::Urgent;
-            *self.tally.count(row.state) -= 1;
-            if let Some(at) = row.deadline {
-                self.deadlines.remove(&(at, row.id));
-            }
-            for connection in row.link.live() {
-                self.attempts.remove(&connection);
-            }
-            for &attempt in row.link.under_way() {
-                self.attempts.remove(&attempt);
-                self.actions.push_back(Action::Abandon { attempt });
-            }
-            self.actions.push_back(Action::Close { id: row.id });
-        }
-        if !change.closed.is_empty() {
-            let table = &self.table;
-            self.pace.retain(|id| table.contains(id));
-        }
+        let removed = change.closed.len();
+        self.depart(change.closed, now);
         self.tally.idle += change.added;
         for &id in &change.opened {
             if let Some(row) = self.table.get_mut(id) {
@@ -211,9 +200,9 @@ impl Balancer {
             }
         }
         self.events.push_back(Event::Resolved {
-            endpoints: self.table.len(),
+            endpoints: self.table.listed(),
             added: change.added,
-            removed: change.closed.len(),
+            removed,
             duplicates: change.duplicates,
             over_limit: change.over_limit,
         });
@@ -268,6 +257,7 @@ impl Balancer {
             }
             self.tell(id, News::Tick, now);
         }
+        self.depart_by_time(now);
     }
 
     /// The next thing to do, in the order it is to be done.
@@ -291,7 +281,7 @@ impl Balancer {
     pub fn poll_timeout(&self) -> Option<Timestamp> {
         let deadline = self.deadlines.first().map(|&(at, _)| at);
         let publication = self.publication_due();
-        let timers = [deadline, publication, self.pace.next_turn()];
+        let timers = [deadline, publication, self.pace.next_turn(), self.bridge];
         timers.into_iter().flatten().min()
     }
 
@@ -404,9 +394,11 @@ impl Balancer {
                 _ => Stale::Members,
             };
             self.stale = self.stale.max(urgency);
+            let leaving = row.leaving;
             if to == Connectivity::Ready {
                 self.joining.push(id);
             }
+            self.depart_by_state(leaving, to);
         }
         if let Some(words) = words {
             self.explain(words);

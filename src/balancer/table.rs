@@ -3,7 +3,7 @@
 //! An endpoint is the same one from list to list when its id, where given, and its *set* of addresses are
 //! the same; then it keeps its slot, its load and its connections. A weight is edited in place.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Weak};
 
@@ -26,6 +26,8 @@ pub(super) struct Row {
     pub(super) deadline: Option<Timestamp>,
     /// Whether it stands in the line of those who want to dial.
     pub(super) in_line: bool,
+    /// Not in the list any more, and in use until somebody who is in it can take calls.
+    pub(super) leaving: bool,
 }
 
 /// All endpoints, in slots. A slot keeps its place; its tenants change.
@@ -34,6 +36,8 @@ pub(super) struct Table {
     slots: Vec<Slot>,
     places: BTreeMap<Identity, usize>,
     vacant: Vec<usize>,
+    /// How many are on the way out.
+    leaving: usize,
     limit: usize,
     /// Salts the choice of who stays when there are too many: not the same for every client.
     salt: u64,
@@ -95,6 +99,7 @@ impl Table {
             slots: Vec::new(),
             places: BTreeMap::new(),
             vacant: Vec::new(),
+            leaving: 0,
             limit,
             salt,
         }
@@ -102,9 +107,13 @@ impl Table {
 
     /// Makes `list` the list. Who stays when it is too long depends on the set of endpoints alone, not
     /// on their order or on who was there before: the choice is stable under every re-ordering.
+    ///
+    /// `bridged`: when nobody in it is ready, those who are stay and are marked as leaving, except where
+    /// one of their addresses is another's now.
     pub(super) fn replace(
         &mut self,
         list: Vec<Endpoint>,
+        bridged: bool,
         cells: &mut Cells,
         now: Timestamp,
     ) -> Change {
@@ -129,15 +138,20 @@ impl Table {
             ranked.truncate(self.limit);
             listed = ranked.into_iter().map(|(_, entry)| entry).collect();
         }
-        self.places.retain(|identity, &mut at| {
-            let stays = listed.contains_key(identity);
-            let slot = &mut self.slots[at];
-            if let Some(row) = slot.row.take_if(|_| !stays) {
-                slot.former = Arc::downgrade(&row.load);
-                self.vacant.push(at);
-                change.closed.push(row);
-            }
-            stays
+        let bridged =
+            bridged && !listed.is_empty() && !self.any_ready(|who| listed.contains_key(who));
+        let addresses: BTreeSet<Address> = match bridged {
+            true => listed
+                .keys()
+                .flat_map(|who| who.addresses.clone())
+                .collect(),
+            false => BTreeSet::new(),
+        };
+        change.closed = self.keep(|identity, row| {
+            row.leaving = !listed.contains_key(identity);
+            // Where another server has its address now, its connection leads to nobody in the list.
+            let replaced = || identity.addresses.iter().any(|at| addresses.contains(at));
+            !row.leaving || (bridged && row.state == Connectivity::Ready && !replaced())
         });
         // Newcomers take their slots in the order of the list, so that ids are easy to follow.
         let mut newcomers = Vec::new();
@@ -165,6 +179,43 @@ impl Table {
             change.opened.push(id);
         }
         change
+    }
+
+    /// Whether one of those is ready.
+    fn any_ready(&self, of: impl Fn(&Identity) -> bool) -> bool {
+        let mut places = self.places.iter().filter(|(identity, _)| of(identity));
+        places.any(|(_, &at)| {
+            let row = self.slots[at].row.as_ref();
+            row.is_some_and(|row| row.state == Connectivity::Ready)
+        })
+    }
+
+    /// Takes out those who do not stay.
+    fn keep(&mut self, mut stays: impl FnMut(&Identity, &mut Row) -> bool) -> Vec<Row> {
+        let mut gone = Vec::new();
+        self.places.retain(|identity, &mut at| {
+            let slot = &mut self.slots[at];
+            let row = slot.row.take_if(|row| !stays(identity, row));
+            let stayed = row.is_none();
+            if let Some(row) = row {
+                slot.former = Arc::downgrade(&row.load);
+                self.vacant.push(at);
+                gone.push(row);
+            }
+            stayed
+        });
+        self.leaving = self.rows().filter(|row| row.leaving).count();
+        gone
+    }
+
+    /// Takes out those of the leaving who are `done`.
+    pub(super) fn take_leaving(&mut self, done: impl Fn(&Row) -> bool) -> Vec<Row> {
+        self.keep(|_, row| !(row.leaving && done(row)))
+    }
+
+    /// Whether anybody is on the way out.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.leaving > 0
     }
 
     /// Up to `count` vacant slots whose former tenant nobody remembers, lowest first.
@@ -212,6 +263,7 @@ impl Table {
             since: now,
             deadline: None,
             in_line: false,
+            leaving: false,
         });
         id
     }
@@ -234,9 +286,9 @@ impl Table {
         self.slots.iter().filter_map(|slot| slot.row.as_ref())
     }
 
-    /// How many endpoints there are.
-    pub(super) fn len(&self) -> usize {
-        self.places.len()
+    /// How many endpoints the list has.
+    pub(super) fn listed(&self) -> usize {
+        self.places.len() - self.leaving
     }
 }
 
@@ -260,7 +312,7 @@ mod tests {
 
         fn replace(&mut self, list: &[Endpoint]) -> Change {
             self.table
-                .replace(list.to_vec(), &mut self.cells, Timestamp::ZERO)
+                .replace(list.to_vec(), true, &mut self.cells, Timestamp::ZERO)
         }
 
         fn shown(&self) -> Vec<String> {
@@ -373,6 +425,6 @@ mod tests {
         // One more endpoint pushes out one at most.
         list.push(endpoint(51));
         assert!(bench.replace(&list).closed.len() <= 1);
-        assert_eq!(bench.table.len(), 20);
+        assert_eq!(bench.table.listed(), 20);
     }
 }

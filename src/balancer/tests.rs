@@ -523,6 +523,73 @@ fn a_newcomer_starts_at_the_median_of_the_others() {
     });
 }
 
+/// Two endpoints that are ready, and then a list without them.
+fn replaced(by: impl IntoIterator<Item = u16>) -> Bench {
+    let mut bench = Bench::new();
+    bench.resolve(list([1, 2]));
+    bench.connected(0);
+    bench.connected(1);
+    bench.at(5).timeout();
+    bench.at(1_000).resolve(list(by));
+    assert_eq!(bench.at(1_005).timeout(), ["publish READY"]);
+    bench
+}
+
+#[test]
+fn the_old_stay_until_a_new_one_is_ready() {
+    let mut bench = replaced([3, 4]);
+    assert_eq!(bench.balancer.state(), Ready);
+    assert_eq!(bench.balancer.endpoints().count(), 4);
+    bench.at(1_100).failed(2);
+    assert_eq!(bench.balancer.endpoints().count(), 4);
+    let words = bench.at(1_200).connected(3);
+    assert_eq!(words, ["close 0.0", "close 1.0", "publish READY"]);
+    assert_eq!(bench.seen.lock().unwrap().last().map(Vec::len), Some(2));
+}
+
+#[test]
+fn the_old_go_when_their_time_is_up() {
+    let mut bench = replaced([3]);
+    bench.at(1_100).failed(2);
+    // A list that changes nothing gives them no more time.
+    bench.at(20_000).resolve(list([3]));
+    bench.at(30_999).timeout();
+    assert_eq!(bench.balancer.state(), Ready);
+    assert_eq!(bench.due(), Some(31_000));
+    let words = bench.at(31_000).timeout();
+    assert_eq!(
+        words,
+        ["close 0.0", "close 1.0", "publish TRANSIENT_FAILURE"]
+    );
+}
+
+#[test]
+fn the_old_go_one_by_one_as_they_are_lost() {
+    let mut bench = replaced([3]);
+    let words = bench.at(1_100).lost(0);
+    assert_eq!(words, ["close 0.0", "publish READY", "resolve"]);
+    let words = bench.at(1_200).lost(1);
+    assert_eq!(words, ["close 1.0", "publish CONNECTING", "resolve"]);
+}
+
+#[test]
+fn the_old_may_come_back_and_an_empty_list_takes_them_at_once() {
+    let mut bench = replaced([3]);
+    // The first is listed again, and ready: nobody needs the other.
+    assert_eq!(
+        bench.at(1_100).resolve(list([1, 3])),
+        ["close 1.0", "publish READY"]
+    );
+    let mut bench = replaced([3]);
+    let words = bench.at(1_100).resolve(list([]));
+    assert_eq!(
+        words.last().map(String::as_str),
+        Some("publish TRANSIENT_FAILURE")
+    );
+    assert_eq!(bench.balancer.endpoints().count(), 0);
+    assert_eq!(bench.due(), None);
+}
+
 #[test]
 fn a_thousand_events_are_one_publication() {
     let mut bench = Bench::with(Config {

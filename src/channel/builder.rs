@@ -162,8 +162,11 @@ impl<K> Builder<K> {
 
     /// How long the calls on an endpoint that left the list, or of a channel that was closed, may go on;
     /// then they end UNAVAILABLE. Default 30 s. Up to 24 h; 0 ends them at once.
+    ///
+    /// It also bounds how long endpoints that left the list stay in use while none that is in it is ready.
     pub fn drain_deadline(mut self, deadline: Duration) -> Self {
         self.settings.drain_deadline = deadline;
+        self.settings.balancer.linger = deadline;
         self
     }
 

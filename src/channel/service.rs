@@ -159,7 +159,9 @@ impl<C: Connector> Channel<C> {
     }
 
     /// Replaces the endpoint list. Endpoints in both lists keep their connections, load and standing;
-    /// those that left take no new calls and finish what they carry.
+    /// those that left take no new calls and finish what they carry. Where no endpoint of the new list is
+    /// ready yet, those of the old list that are stay in use until one is, up to the
+    /// [drain deadline](Builder::drain_deadline). An empty list takes effect at once.
     ///
     /// # Errors
     ///

@@ -1,6 +1,6 @@
 //! D: membership, whatever the resolver.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
@@ -18,10 +18,10 @@ use crate::rig::clean::{Footprint, alone};
 use crate::rig::delay::Delay;
 use crate::rig::greeter::proto::greeter_client::GreeterClient;
 use crate::rig::greeter::proto::{CountdownRequest, HelloReply};
-use crate::rig::greeter::tonic_endpoint;
-use crate::rig::holes;
-use crate::rig::ledger::{Execution, audit};
+use crate::rig::greeter::{Options, tonic_endpoint};
+use crate::rig::ledger::{Call, Execution, audit};
 use crate::rig::load::Load;
+use crate::rig::{holes, now};
 
 /// D4, the same list again and again under load: re-ordered, with duplicates. Nothing happens.
 #[test]
@@ -106,6 +106,96 @@ fn again(addresses: &[SocketAddr], rng: &mut Rng) -> Vec<SocketAddr> {
         list.swap(last, rng.below(last + 1));
     }
     list
+}
+
+/// Three blue servers and three green ones.
+fn blue_and_green(work: Duration) -> Fleet {
+    let servers = (1..=6).map(|n| Options {
+        work,
+        listen: (IpAddr::from([127, 0, 0, n + 1]), 0).into(),
+        ..Options::new(&format!("b{n}"))
+    });
+    Fleet::of(servers.collect())
+}
+
+const GREEN: [&str; 3] = ["b4", "b5", "b6"];
+
+/// D5, all addresses replaced at once under load: nobody notices, however far away the new ones are. The
+/// old ones serve until a new one can.
+#[test]
+fn d5_all_replaced_at_once() {
+    alone(async {
+        let before = Footprint::take();
+        let fleet = blue_and_green(Duration::from_millis(20));
+        let each_way = Duration::from_millis(100);
+        let wires = wires(&fleet.addresses()[3..], each_way);
+        let green: Vec<SocketAddr> = wires.iter().map(|wire| wire.address).collect();
+        let channel = ready(over(&fleet.addresses()[..3])).await;
+        let mut replaced = None;
+        let load = Load::of(2_000);
+        let calls = load.run_with(channel.clone(), |number| {
+            if number == 500 {
+                replaced = Some(now());
+                channel
+                    .set_endpoints(endpoints(&green))
+                    .expect("it is open");
+            }
+            ControlFlow::Continue(())
+        });
+        let calls = calls.await;
+        let verdict = fleet.ledger.audit(&calls);
+        println!("{verdict}");
+        verdict.assert_unnoticed();
+        // SETTINGS of a new one take a way there and one back.
+        let replaced = replaced.expect("500 calls were made");
+        let meanwhile = replaced..replaced + each_way;
+        let served_by = |call: &Call| call.end.as_ref().map(|end| end.server.clone());
+        let mut bridged = 0;
+        for call in calls.iter().filter(|call| meanwhile.contains(&call.start)) {
+            let server = served_by(call).expect("it ended");
+            assert!(!GREEN.contains(&&*server), "{call:?}");
+            bridged += 1;
+        }
+        println!("  {bridged} calls meanwhile");
+        assert!(bridged > 0);
+        let last = served_by(&calls[1_999]).expect("it ended");
+        assert!(GREEN.contains(&&*last), "still {last}");
+        assert_eq!(listed(&channel), sorted(green));
+        clean(channel, (wires, fleet), &before).await;
+    });
+}
+
+/// D5, the control: taking the old endpoints away first fails calls in between.
+#[test]
+fn d5_control_break_before_make_fails_calls() {
+    alone(async {
+        let fleet = blue_and_green(Duration::from_millis(20));
+        let wires = wires(&fleet.addresses()[3..], Duration::from_millis(100));
+        let green: Vec<SocketAddr> = wires.iter().map(|wire| wire.address).collect();
+        let channel = ready(over(&fleet.addresses()[..3]).drain_deadline(Duration::ZERO)).await;
+        let load = Load::of(1_000);
+        let calls = load.run_with(channel.clone(), |number| {
+            if number == 400 {
+                channel.set_endpoints([]).expect("it is open");
+            }
+            if number == 500 {
+                channel
+                    .set_endpoints(endpoints(&green))
+                    .expect("it is open");
+            }
+            ControlFlow::Continue(())
+        });
+        let verdict = fleet.ledger.audit(&calls.await);
+        println!("{verdict}");
+        verdict.assert_true();
+        assert_eq!(verdict.code(Code::Unavailable), verdict.failed, "{verdict}");
+        // Those in flight, 20 ms of them, and those of the 50 ms without a list.
+        assert!(verdict.failed > 50, "{verdict}");
+        assert!(
+            verdict.executed[0] > 0 && verdict.executed[1] > verdict.ok,
+            "{verdict}"
+        );
+    });
 }
 
 fn sorted(mut addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {

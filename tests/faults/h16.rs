@@ -20,6 +20,10 @@ use crate::rig::greeter::Options;
 use crate::rig::greeter::proto::greeter_client::GreeterClient;
 use crate::rig::greeter::proto::{HelloReply, HelloRequest};
 
+/// What each server takes for a call: long enough that no answer is there within the poll that sent the
+/// call, even where a busy machine stops that poll for a while.
+const WORK: Duration = Duration::from_millis(20);
+
 type Answer = Result<Response<HelloReply>, Status>;
 
 /// When a call is dropped.
@@ -65,10 +69,9 @@ async fn at_every_poll(least: usize, mut round: impl AsyncFnMut(Dropped) -> bool
     }
 }
 
-fn hello(id: u64, work: Duration) -> HelloRequest {
+fn hello(id: u64) -> HelloRequest {
     HelloRequest {
         id,
-        work_us: work.as_micros() as u64,
         ..Default::default()
     }
 }
@@ -83,13 +86,13 @@ async fn say(channel: Channel, request: HelloRequest) -> Answer {
 fn h16_a_unary_call_dropped_at_every_poll() {
     alone(async {
         let before = Footprint::take();
-        let fleet = Fleet::start(Duration::from_millis(1));
+        let fleet = Fleet::start(WORK);
         let channel = ready(over(&fleet.addresses())).await;
         let (mut id, mut beside) = (0, Vec::new());
         at_every_poll(2, async |at| {
             id += 2;
-            let other = tokio::spawn(say(channel.clone(), hello(id, Duration::ZERO)));
-            let answer = cut(say(channel.clone(), hello(id + 1, Duration::ZERO)), at).await;
+            let other = tokio::spawn(say(channel.clone(), hello(id)));
+            let answer = cut(say(channel.clone(), hello(id + 1)), at).await;
             other
                 .await
                 .expect("no panic")
@@ -123,6 +126,7 @@ fn h16_a_waiting_call_dropped_at_every_poll() {
         let before = Footprint::take();
         // One at a time: the others wait in the line.
         let fleet = Fleet::of(vec![Options {
+            work: WORK,
             max_concurrent_streams: Some(1),
             ..Options::new("b1")
         }]);
@@ -130,14 +134,10 @@ fn h16_a_waiting_call_dropped_at_every_poll() {
         let mut id = 0;
         at_every_poll(3, async |at| {
             id += 3;
-            let (first, last) = (
-                hello(id, Duration::from_millis(5)),
-                hello(id + 2, Duration::ZERO),
-            );
+            let (first, last) = (hello(id), hello(id + 2));
             let first = tokio::spawn(say(channel.clone(), first));
             until("the only slot is taken", || in_flight(&channel) == 1).await;
-            let mut between =
-                Box::pin(cut(say(channel.clone(), hello(id + 1, Duration::ZERO)), at));
+            let mut between = Box::pin(cut(say(channel.clone(), hello(id + 1)), at));
             // It takes its place in the line before the last one does.
             let early = std::future::poll_fn(|cx| Poll::Ready(between.as_mut().poll(cx))).await;
             let last = tokio::spawn(say(channel.clone(), last));
@@ -191,20 +191,21 @@ fn h16_a_refused_call_dropped_at_every_poll() {
     alone(async {
         let before = Footprint::take();
         let refusing = FrameServer::start(Script {
-            stream: stream(|_| vec![Step::Reset(code::REFUSED_STREAM)]),
+            stream: stream(|_| vec![Step::Pause(WORK), Step::Reset(code::REFUSED_STREAM)]),
             ..Script::default()
         })
         .await;
-        let serving = FrameServer::start(Script::default()).await;
+        let serving = FrameServer::start(Script {
+            stream: stream(|_| [vec![Step::Pause(WORK)], Step::reply(b"")].concat()),
+            ..Script::default()
+        })
+        .await;
         let addresses = [refusing.address(), serving.address()];
         let channel = ready(over(&addresses).policy(InOrder)).await;
         // The picker of both is out a little later than their states.
-        while say(channel.clone(), hello(1, Duration::ZERO))
-            .await
-            .is_err()
-        {}
+        while say(channel.clone(), hello(1)).await.is_err() {}
         at_every_poll(3, async |at| {
-            let request = || hello(1, Duration::ZERO);
+            let request = || hello(1);
             let other = tokio::spawn(say(channel.clone(), request()));
             let answer = cut(say(channel.clone(), request()), at).await;
             other
@@ -242,7 +243,7 @@ fn h16_a_refused_call_dropped_at_every_poll() {
 #[test]
 fn h16_control_a_call_without_a_guard_leaks() {
     alone(async {
-        let fleet = Fleet::start(Duration::from_millis(1));
+        let fleet = Fleet::start(WORK);
         let channel = ready(over(&fleet.addresses())).await;
         let counted = AtomicUsize::new(0);
         let naive = |request| -> Pin<Box<dyn Future<Output = Answer> + '_>> {
@@ -258,7 +259,7 @@ fn h16_control_a_call_without_a_guard_leaks() {
         };
         let mut leaked = 0;
         at_every_poll(2, async |at| {
-            let answer = cut(naive(hello(1, Duration::ZERO)), at).await;
+            let answer = cut(naive(hello(1)), at).await;
             leaked += usize::from(answer.is_none());
             answer.is_some()
         })

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use equipoise::balancer::{AttemptId, Backoff, Balancer, Event, Publication};
+use equipoise::balancer::{AttemptId, Backoff, Balancer, Event, Publication, View};
 use equipoise::{Address, Connectivity, Endpoint, EndpointId, Timestamp};
 
 use crate::world::Settings;
@@ -104,6 +104,11 @@ impl Checks {
 
     pub(crate) fn listed(&mut self, list: &[Endpoint], balancer: &Balancer) {
         self.listed = Some(list.iter().map(identity).collect());
+        self.departed(balancer);
+    }
+
+    /// Before the work is done: who is not there any more is to be closed.
+    pub(crate) fn departed(&mut self, balancer: &Balancer) {
         let there: BTreeSet<EndpointId> = balancer.endpoints().map(|view| view.id).collect();
         for (_, track) in self.tracks.iter_mut().filter(|(id, _)| !there.contains(id)) {
             track.leaving = true;
@@ -393,9 +398,28 @@ impl Checks {
         };
         assert_eq!(balancer.state(), expected, "{now:?}: of {states:?}");
         if let Some(listed) = &self.listed {
-            assert_eq!(seen.len(), listed.len().min(self.max_endpoints), "{now:?}");
-            assert!(seen.is_subset(listed), "{now:?}: endpoints nobody listed");
+            let listed_here = seen.intersection(listed).count();
+            if listed.len() <= self.max_endpoints {
+                assert_eq!(listed_here, listed.len(), "{now:?}");
+                self.bridged(balancer, listed, now);
+            } else {
+                // Who is left out of a list that is too long may stay for a while, as if not listed.
+                assert!(listed_here >= self.max_endpoints, "{now:?}");
+                assert!(seen.len() <= 2 * self.max_endpoints, "{now:?}");
+            }
         }
+    }
+
+    /// Whoever is there and not listed is ready while nobody listed is, and not for ever.
+    fn bridged(&self, balancer: &Balancer, listed: &BTreeSet<Identity>, now: Timestamp) {
+        let is_listed = |view: &View<'_>| listed.contains(&identity(view.endpoint));
+        let (there, left): (Vec<_>, Vec<_>) = balancer.endpoints().partition(is_listed);
+        let ready = |view: &View<'_>| view.state == Connectivity::Ready;
+        assert!(
+            left.is_empty()
+                || (left.iter().all(ready) && !there.iter().any(ready) && !there.is_empty()),
+            "{now:?}: endpoints nobody listed: {left:?}"
+        );
     }
 
     /// That every connection that should be replaced has been.

@@ -119,6 +119,7 @@ impl Plan {
                     0 => 3,
                     _ => 10_000,
                 },
+                linger: ms(pick(&mut rng, &[0, 500, 30_000])),
                 ..Config::default()
             },
             budget: ms(pick(&mut rng, &[200, 1_000, 10_000])),

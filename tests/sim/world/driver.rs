@@ -20,6 +20,7 @@ impl World {
 
     pub(super) fn pump(&mut self) {
         let mut published = false;
+        self.checks.departed(&self.balancer);
         self.checks.events(&mut self.balancer);
         while let Some(action) = self.balancer.poll_action(self.now) {
             published |= self.act(action);
