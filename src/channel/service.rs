@@ -185,7 +185,10 @@ impl<C: Connector> Channel<C> {
             .map_err(|_| Error::closed())
     }
 
-    /// Every endpoint in the list, as it stands now, in the order of their slots.
+    /// Every endpoint in use, as it stands now, in the order of their slots.
+    ///
+    /// An endpoint shows READY as soon as it is; its first call may come up to 5 ms later, since changes that can
+    /// wait are put in force together.
     pub fn endpoints(&self) -> Vec<EndpointStatus> {
         let core = &self.shared.core;
         let now = core.clock.now();

@@ -2,10 +2,12 @@
 
 use std::pin::pin;
 use std::task::{Context, Waker};
+use std::time::Duration;
 
-use equipoise::Channel;
+use equipoise::{Channel, Endpoint};
 use futures_util::{StreamExt, stream};
 
+use crate::rig::delay::Delay;
 use crate::rig::greeter::proto::greeter_client::GreeterClient;
 use crate::rig::greeter::proto::{CountdownRequest, HelloRequest};
 use crate::rig::greeter::{Options, Server};
@@ -108,7 +110,7 @@ async fn an_upload_that_never_ends() {
 async fn dropped_at_every_single_poll() {
     // A pause before each reply, so that a call takes several polls.
     let a = Server::start(Options {
-        pace: std::time::Duration::from_millis(1),
+        pace: Duration::from_millis(1),
         ..Options::new("a")
     });
     let (channel, client) = client(&[&a]).await;
@@ -146,4 +148,45 @@ async fn dropped_at_every_single_poll() {
     let mut client = client;
     client.say_hello(HelloRequest::default()).await.unwrap();
     assert_eq!(channel.endpoints()[0].connections, 1);
+}
+
+/// A connection near the end of its budget of resets is replaced, and what it carries goes on.
+#[tokio::test]
+async fn a_worn_connection_is_replaced_and_its_streams_go_on() {
+    let a = server("a");
+    let wire = Delay::start(a.address, Duration::ZERO);
+    let channel = Channel::from_endpoints([Endpoint::from(wire.address)])
+        .drain_deadline(Duration::from_millis(100))
+        .connect()
+        .await
+        .unwrap();
+    let mut client = GreeterClient::new(channel.clone());
+    let endless = CountdownRequest {
+        count: u32::MAX,
+        pause_us: 1_000,
+        ..CountdownRequest::default()
+    };
+    let mut replies = client.countdown(endless).await.unwrap().into_inner();
+    let mut cancelled = 0;
+    while wire.accepted() < 2 {
+        let mut call = pin!(client.say_hello(slow()));
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(call.as_mut().poll(&mut cx).is_pending());
+        cancelled += 1;
+        assert!(cancelled < 50_000, "never replaced");
+        if cancelled % 50 == 0 {
+            // The connection's task gets its turn, and the stream is read.
+            replies.message().await.unwrap().expect("endless");
+        }
+    }
+    assert!(cancelled >= 5_000, "replaced after {cancelled} already");
+    until("calls go to the new one", || in_flight(&channel) == 1).await;
+    client.say_hello(HelloRequest::default()).await.unwrap();
+    // Well past the drain deadline, which is for endpoints that left: this one has not.
+    for _ in 0..200 {
+        replies.message().await.unwrap().expect("endless");
+    }
+    assert_eq!(channel.endpoints()[0].outcome(tonic::Code::Unavailable), 0);
+    drop(replies);
+    quiet(&channel).await;
 }
