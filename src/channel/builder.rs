@@ -19,7 +19,8 @@ use crate::transport::{Connector, Http2Connector, Http2Options};
 
 use super::driver::{Driver, Limits};
 use super::layer::BalanceLayer;
-use super::service::{Channel, Core, Shared};
+use super::service::Channel;
+use super::shared::{Core, Shared};
 use super::snapshot::{Seats, Snapshot};
 use super::waiters::Waiters;
 

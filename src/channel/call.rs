@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use http::HeaderMap;
 use tonic::Status;
-use tonic::metadata::{Ascii, MetadataValue};
 use tracing::{Span, field};
 
 use crate::endpoint::{Address, Connectivity, Endpoint, EndpointId};
@@ -20,7 +19,8 @@ use crate::transport::{CallError, Connection, Outgoing, Payload, Reached, Slot};
 
 use super::deadline::{self, Deadline};
 use super::extensions::{Avoid, Override, Served, WaitForReady};
-use super::service::{Core, Shared};
+use super::labels::Labels;
+use super::shared::{Core, Shared};
 use super::snapshot::{Live, Room, Seat, Snapshot};
 use super::tracked::{InFlight, ResponseBody, Tracking};
 use super::waiters::{Need, Told};
@@ -95,36 +95,6 @@ fn bounded<F: Future>(
     match deadline {
         Some(deadline) => deadline.sleep.as_mut().poll(cx).map(|()| None),
         None => Poll::Pending,
-    }
-}
-
-/// What an error of our own says of the call's journey.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Labels {
-    attempts: u32,
-    timeout: Duration,
-}
-
-impl Labels {
-    /// DEADLINE_EXCEEDED, saying in which phase.
-    pub(super) fn deadline_exceeded(&self, phase: &str, tried: Option<&Endpoint>) -> Status {
-        let mut status =
-            Status::deadline_exceeded(format!("deadline of {:?} exceeded {phase}", self.timeout));
-        self.put_on(&mut status, tried);
-        status
-    }
-
-    /// Adds `equipoise-endpoint` and `equipoise-attempts` to an error that this process made.
-    pub(super) fn put_on(&self, status: &mut Status, tried: Option<&Endpoint>) {
-        let metadata = status.metadata_mut();
-        if let Some(endpoint) = tried {
-            let name = endpoint.address().to_string();
-            // A unix path may hold what a header cannot; then the name is left out.
-            if let Ok(name) = name.parse::<MetadataValue<Ascii>>() {
-                metadata.insert("equipoise-endpoint", name);
-            }
-        }
-        metadata.insert("equipoise-attempts", self.attempts.into());
     }
 }
 

@@ -20,7 +20,7 @@ use crate::resolver::{Hints, Update};
 use crate::timestamp::Timestamp;
 use crate::transport::{Condition, Connection, Connector, Control};
 
-use super::service::{Command, Core};
+use super::shared::{Command, Core};
 use super::snapshot::{Live, Seat, Seats, Snapshot};
 
 /// A stream of endpoint lists.

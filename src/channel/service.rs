@@ -1,113 +1,25 @@
 //! The channel: what a generated client is built on.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::oneshot;
 use tonic::Status;
 use tower_service::Service;
 use tracing::Instrument;
 
-use crate::clock::Clock;
-use crate::endpoint::{Connectivity, Endpoint, EndpointId};
+use crate::endpoint::{Connectivity, Endpoint};
 use crate::error::Error;
 use crate::target::Target;
-use crate::transport::{Connection, Connector, Http2Connector};
+use crate::transport::{Connector, Http2Connector};
 
 use super::builder::Builder;
 use super::call;
 use super::observe::EndpointStatus;
-use super::snapshot::Snapshot;
+use super::shared::{Command, Shared};
 use super::tracked::ResponseBody;
-use super::waiters::Waiters;
-
-/// What the calls and the driver share.
-pub(super) struct Core<N> {
-    pub(super) snapshot: ArcSwap<Snapshot<N>>,
-    pub(super) waiters: Arc<Waiters>,
-    pub(super) clock: Clock,
-    pub(super) timeout: Option<Duration>,
-    pub(super) state: watch::Sender<Connectivity>,
-}
-
-/// What a channel asks of its driver.
-#[derive(Debug)]
-pub(super) enum Command {
-    SetEndpoints(Vec<Endpoint>),
-    /// A pick asked for a connection to this endpoint.
-    Want(EndpointId),
-    /// Take no more calls; answer when every connection is closed.
-    Close(oneshot::Sender<()>),
-}
-
-/// A driver that waits for a runtime to run on.
-pub(super) type Dormant = Mutex<Option<BoxFuture<'static, ()>>>;
-
-/// What the clones of one channel and the calls that wait in it share. When the last of them goes, the
-/// driver ends.
-pub(super) struct Shared<N> {
-    pub(super) core: Arc<Core<N>>,
-    pub(super) commands: mpsc::UnboundedSender<Command>,
-    pub(super) by_hand: bool,
-    started: AtomicBool,
-    dormant: Dormant,
-}
-
-impl<N: Connection> Shared<N> {
-    pub(super) fn new(
-        core: Arc<Core<N>>,
-        commands: mpsc::UnboundedSender<Command>,
-        by_hand: bool,
-        driver: BoxFuture<'static, ()>,
-    ) -> Arc<Self> {
-        let shared = Arc::new(Self {
-            core,
-            commands,
-            by_hand,
-            started: AtomicBool::new(false),
-            dormant: Mutex::new(Some(driver)),
-        });
-        shared.start();
-        shared
-    }
-
-    /// Starts the driver, once there is a runtime to run it on.
-    fn start(&self) {
-        // Relaxed: only a hint; the lock decides who takes the driver.
-        if self.started.load(Ordering::Relaxed) {
-            return;
-        }
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-            return;
-        };
-        let dormant = self
-            .dormant
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if let Some(driver) = dormant {
-            runtime.spawn(driver);
-        }
-        self.started.store(true, Ordering::Relaxed);
-    }
-
-    /// Drops a driver that never ran, which closes the channel; says whether there was one.
-    fn give_up(&self) -> bool {
-        let mut dormant = self.dormant.lock().unwrap_or_else(PoisonError::into_inner);
-        dormant.take().is_some()
-    }
-
-    /// Asks for a connection to an endpoint that the policy did not connect by itself.
-    pub(super) fn want(&self, id: EndpointId) {
-        // No driver, no connections: the call that asked is told so by the snapshot.
-        let _ = self.commands.send(Command::Want(id));
-    }
-}
 
 /// One balanced gRPC channel over many endpoints.
 ///

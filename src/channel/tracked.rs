@@ -17,8 +17,8 @@ use crate::report::{Completion, Outcome, StatusCode};
 use crate::timestamp::Timestamp;
 use crate::transport::Connection;
 
-use super::call::Labels;
 use super::deadline::Deadline;
+use super::labels::Labels;
 use super::snapshot::Seat;
 
 // As constants: a name given as text is parsed anew at each look-up.
