@@ -224,6 +224,7 @@ impl Call {
         })?;
         let mut told = Told::NOTHING;
         let mut may_look = ticket.may_look();
+        let mut blocker = None;
         loop {
             if may_look {
                 match self.look(shared, path) {
@@ -259,7 +260,11 @@ impl Call {
                 return Err(self.labels.deadline_exceeded(&phase, self.tried.as_deref()));
             }
             told = ticket.take_news();
-            may_look = true;
+            // Untold, it looks only when nobody before it was told something, or the same one was at the last
+            // time too and has not come.
+            let ahead = ticket.blocker().filter(|_| told.is_nothing());
+            may_look = ahead.is_none() || ahead == blocker;
+            blocker = ahead;
             self.now = shared.core.clock.now();
         }
     }

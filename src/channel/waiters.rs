@@ -205,6 +205,15 @@ impl Ticket {
             .all(|(_, e)| e.news == News::Nothing && e.look == Look::Done)
     }
 
+    /// The first call before this one that was told something and has not come for it.
+    pub(super) fn blocker(&self) -> Option<u64> {
+        let line = self.waiters.line();
+        let mut before = line.entries.range(..self.id);
+        before
+            .find(|(_, e)| e.news != News::Nothing)
+            .map(|(&id, _)| id)
+    }
+
     /// Sleeps until there is news. On waking the caller takes it, looks, and then either leaves (by
     /// [`served`](Self::served) or by dropping the ticket) or calls [`stay`](Self::stay).
     pub(super) fn poll_news(&self, cx: &mut Context<'_>) -> Poll<()> {
@@ -225,7 +234,9 @@ impl Ticket {
         let Some(entry) = line.entries.get_mut(&self.id) else {
             return Told::NOTHING;
         };
-        entry.look = Look::Now;
+        if entry.news != News::Nothing {
+            entry.look = Look::Now;
+        }
         Told(std::mem::replace(&mut entry.news, News::Nothing))
     }
 
@@ -285,6 +296,10 @@ pub(super) struct Told(News);
 impl Told {
     /// Not told anything: the look right after joining.
     pub(super) const NOTHING: Self = Self(News::Nothing);
+
+    pub(super) fn is_nothing(&self) -> bool {
+        self.0 == News::Nothing
+    }
 }
 
 impl Drop for Ticket {
@@ -450,6 +465,7 @@ mod tests {
         let b = Call::joined(&waiters, Need::Room);
         let c = Call::joined(&waiters, Need::Room);
         assert!(!b.ticket.may_look() && !c.ticket.may_look());
+        assert_eq!(b.ticket.blocker(), Some(a.ticket.id));
         assert!(b.sleep() && c.sleep());
         a.ticket.take_news();
         a.ticket.served();
@@ -461,6 +477,7 @@ mod tests {
         c.ticket.stay(Need::Room, told);
         let d = Call::joined(&waiters, Need::Room);
         assert!(d.ticket.may_look(), "nothing is on its way to anybody");
+        assert_eq!(d.ticket.blocker(), None);
     }
 
     #[test]
