@@ -161,12 +161,11 @@ async fn a_worn_connection_is_replaced_and_its_streams_go_on() {
         .await
         .unwrap();
     let mut client = GreeterClient::new(channel.clone());
-    let endless = CountdownRequest {
-        count: u32::MAX,
-        pause_us: 1_000,
-        ..CountdownRequest::default()
-    };
-    let mut replies = client.countdown(endless).await.unwrap().into_inner();
+    let mut replies = client
+        .countdown(crate::endless())
+        .await
+        .unwrap()
+        .into_inner();
     let mut cancelled = 0;
     while wire.accepted() < 2 {
         let mut call = pin!(client.say_hello(slow()));

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use equipoise::{Channel, Connectivity};
 use tonic::Code;
 
+use crate::rig::greeter::proto::HelloRequest;
 use crate::rig::greeter::proto::greeter_client::GreeterClient;
-use crate::rig::greeter::proto::{CountdownRequest, HelloRequest};
 use crate::rig::holes;
 use crate::{PATIENCE, client, endpoints, in_flight, quiet, ready, server, target, until};
 
@@ -76,12 +76,11 @@ async fn the_drain_deadline_ends_what_does_not_end_by_itself() {
         .await
         .unwrap();
     let mut client = GreeterClient::new(channel.clone());
-    let endless = CountdownRequest {
-        count: u32::MAX,
-        pause_us: 1_000,
-        ..CountdownRequest::default()
-    };
-    let mut replies = client.countdown(endless).await.unwrap().into_inner();
+    let mut replies = client
+        .countdown(crate::endless())
+        .await
+        .unwrap()
+        .into_inner();
     let start = Instant::now();
     let closing = tokio::spawn(async move { channel.close().await });
     let status = loop {
@@ -192,12 +191,11 @@ async fn the_drain_deadline_holds_for_what_was_draining_already() {
         .await
         .unwrap();
     let mut client = GreeterClient::new(channel.clone());
-    let endless = CountdownRequest {
-        count: u32::MAX,
-        pause_us: 1_000,
-        ..CountdownRequest::default()
-    };
-    let mut replies = client.countdown(endless).await.unwrap().into_inner();
+    let mut replies = client
+        .countdown(crate::endless())
+        .await
+        .unwrap()
+        .into_inner();
     replies.message().await.unwrap().expect("endless");
     let stopping = tokio::spawn(a.shutdown());
     until("GOAWAY is seen", || channel.endpoints()[0].connections == 0).await;

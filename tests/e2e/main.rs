@@ -17,6 +17,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use equipoise::{Channel, Connectivity, Endpoint};
+use rig::greeter::proto::CountdownRequest;
 use rig::greeter::proto::greeter_client::GreeterClient;
 use rig::greeter::{Options, Server};
 
@@ -101,5 +102,14 @@ impl equipoise::resolver::Resolver for Undecided {
         Result<equipoise::resolver::Update, equipoise::ResolveError>,
     > {
         Box::pin(futures_util::stream::pending())
+    }
+}
+
+/// A stream that goes on until somebody ends it, a message each millisecond.
+fn endless() -> CountdownRequest {
+    CountdownRequest {
+        count: u32::MAX,
+        pause_us: 1_000,
+        ..CountdownRequest::default()
     }
 }

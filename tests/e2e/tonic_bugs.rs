@@ -16,8 +16,8 @@ use tokio::sync::watch;
 use tonic::transport::channel::Change;
 use tonic::{Code, Request, Status};
 
+use crate::rig::greeter::proto::HelloRequest;
 use crate::rig::greeter::proto::greeter_client::GreeterClient;
-use crate::rig::greeter::proto::{CountdownRequest, HelloRequest};
 use crate::rig::greeter::{Options, Server, tonic_endpoint};
 use crate::rig::holes;
 use crate::{PATIENCE, endpoints, in_flight, quiet, ready, server, until};
@@ -136,12 +136,11 @@ async fn a_call_after_goaway_is_not_lost() {
         let old = server("old");
         let address = old.address;
         let mut client = GreeterClient::new(connect(address).await);
-        let endless = CountdownRequest {
-            count: u32::MAX,
-            pause_us: 1_000,
-            ..CountdownRequest::default()
-        };
-        let mut open = client.countdown(endless).await.unwrap().into_inner();
+        let mut open = client
+            .countdown(crate::endless())
+            .await
+            .unwrap()
+            .into_inner();
         open.message().await.unwrap().expect("endless");
         let stopping = tokio::spawn(old.shutdown());
         // The old one lets go of its port when it stops accepting; its open stream goes on.
@@ -290,15 +289,16 @@ async fn open_streams_are_load() {
         .await
         .unwrap();
     let mut client = GreeterClient::new(channel.clone());
-    let endless = CountdownRequest {
-        count: u32::MAX,
-        pause_us: 1_000,
-        ..CountdownRequest::default()
-    };
     let mut open = Vec::new();
     // Until the second has joined; from then on they are kept level.
     while channel.endpoints().iter().any(|e| e.in_flight < 10) {
-        open.push(client.countdown(endless).await.unwrap().into_inner());
+        open.push(
+            client
+                .countdown(crate::endless())
+                .await
+                .unwrap()
+                .into_inner(),
+        );
         assert!(open.len() < 1_000);
     }
     let counts: Vec<u32> = channel.endpoints().iter().map(|e| e.in_flight).collect();

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use bytes::{BufMut, Bytes, BytesMut};
+use equipoise::Override;
 use h2::{Reason, RecvStream, server};
 use http::{HeaderMap, Request, Response};
 use prost::Message;
@@ -14,6 +15,7 @@ use tokio::task::AbortHandle;
 use tonic::Code;
 
 use crate::rig::clean::{Footprint, alone};
+use crate::rig::greeter::proto::greeter_client::GreeterClient;
 use crate::rig::greeter::proto::{HelloReply, HelloRequest};
 use crate::rig::ledger::{Ledger, Writer};
 use crate::rig::load::Load;
@@ -74,6 +76,39 @@ fn b5_refused_on_the_first_attempt() {
         }
         assert_eq!((refused, ok), (1_000, 1_000));
         drop(servers);
+        clean(channel, &before).await;
+    });
+}
+
+/// A wish for one endpoint is no reason to go back to it when it has just turned the call away.
+#[test]
+fn b5_a_refused_call_goes_elsewhere_against_its_own_wish() {
+    alone(async {
+        let before = Footprint::take();
+        let (ledger, seen) = (Ledger::create(), Seen::default());
+        let servers = Refusing::start_two(&ledger, &seen).await;
+        let channel = all_ready(&servers.addresses).await;
+        let mut client = GreeterClient::new(channel.clone());
+        let wished = Override::prefer(servers.addresses[0]);
+        // In turn until both have joined the picker; what is judged comes after that.
+        for id in 1..=500 {
+            let mut request = tonic::Request::new(HelloRequest {
+                id,
+                ..HelloRequest::default()
+            });
+            request.extensions_mut().insert(wished.clone());
+            client
+                .say_hello(request)
+                .await
+                .expect("the second attempt is taken");
+        }
+        let late = ledger.executions().into_iter().filter(|e| e.id > 250);
+        let late: Vec<_> = late.map(|e| (seen.refused_by(e.id), e.server)).collect();
+        assert_eq!(late.len(), 250);
+        for (refused, served) in late {
+            assert_eq!((refused, served.as_str()), (Some("r1"), "r2"));
+        }
+        drop((servers, client));
         clean(channel, &before).await;
     });
 }
