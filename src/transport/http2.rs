@@ -13,6 +13,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::body::ResponseBody;
+use super::calm::Calm;
 use super::dial::dial;
 use super::driver::{Driver, NO_SETTINGS};
 use super::keepalive::Keepalive;
@@ -87,6 +88,9 @@ impl Http2Options {
     /// `interval`, and gives the connection up when nothing comes within `timeout`. At most two pings go
     /// out until a response makes progress or a new call opens: servers take more for abuse.
     ///
+    /// A server that ends a connection with GOAWAY too_many_pings is asked half as often on the connector's next
+    /// connections to that address, and so on up to every two hours (as A8 asks); a warning is logged.
+    ///
     /// Default 10 s and 20 s (gRPC's A8 and A18). Neither may be zero. An interval under 10 s makes
     /// pings out of the pauses of healthy calls; a long one finds dead servers late.
     pub fn with_keepalive(mut self, interval: Duration, timeout: Duration) -> Result<Self, Error> {
@@ -156,6 +160,7 @@ impl Http2Options {
 #[derive(Clone, Debug, Default)]
 pub struct Http2Connector {
     options: Arc<Http2Options>,
+    calm: Arc<Calm>,
 }
 
 impl Http2Connector {
@@ -163,6 +168,7 @@ impl Http2Connector {
     pub fn new(options: Http2Options) -> Self {
         Self {
             options: Arc::new(options),
+            calm: Arc::default(),
         }
     }
 }
@@ -175,12 +181,13 @@ impl Connector for Http2Connector {
         _endpoint: &Endpoint,
         address: &Address,
     ) -> BoxFuture<'static, Result<Http2Connection, ConnectError>> {
-        connect(self.options.clone(), address.clone()).boxed()
+        connect(self.options.clone(), self.calm.clone(), address.clone()).boxed()
     }
 }
 
 async fn connect(
     options: Arc<Http2Options>,
+    calm: Arc<Calm>,
     address: Address,
 ) -> Result<Http2Connection, ConnectError> {
     let Ok(runtime) = Handle::try_current() else {
@@ -194,8 +201,9 @@ async fn connect(
     let handshake = options.builder().handshake(io).await;
     let (sender, h2) = handshake.map_err(|error| link.error(error))?;
     let (interval, timeout) = options.keepalive;
+    let interval = calm.interval(&link.address, interval);
     let keepalive = Keepalive::new(interval, timeout, options.keepalive_idle);
-    let mut driver = Driver::new(h2, sender.clone(), link.clone(), keepalive);
+    let mut driver = Driver::new(h2, sender.clone(), link.clone(), keepalive, calm);
     poll_fn(|cx| driver.poll_settings(cx)).await?;
     link.runtime.spawn(driver);
     Ok(Http2Connection { sender, link })

@@ -9,6 +9,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Traffic;
+use super::greeting::{self, Greeting};
 use super::link::Link;
 use crate::error::ConnectError;
 
@@ -17,6 +18,8 @@ use crate::error::ConnectError;
 pub(super) struct Meter {
     sent: AtomicU64,
     received: AtomicU64,
+    // The first bytes received, in the order they came.
+    first: AtomicU64,
 }
 
 impl Meter {
@@ -29,6 +32,29 @@ impl Meter {
 
     pub(super) fn received(&self) -> u64 {
         self.received.load(Ordering::Relaxed)
+    }
+
+    /// What the server said first, where that is not HTTP/2.
+    pub(super) fn greeting(&self) -> Option<Greeting> {
+        let first = self.first.load(Ordering::Relaxed).to_le_bytes();
+        let length = usize::try_from(self.received()).unwrap_or(usize::MAX);
+        Greeting::of(first, length.min(greeting::LENGTH))
+    }
+
+    /// Counts bytes received, and keeps them if they are the first.
+    fn read(&self, bytes: &[u8]) {
+        let before = self.received.load(Ordering::Relaxed);
+        if before < greeting::LENGTH as u64 {
+            let mut first = self.first.load(Ordering::Relaxed).to_le_bytes();
+            let room = first.iter_mut().skip(before as usize);
+            for (place, byte) in room.zip(bytes) {
+                *place = *byte;
+            }
+            let first = u64::from_le_bytes(first);
+            self.first.store(first, Ordering::Relaxed);
+        }
+        self.received
+            .store(before + bytes.len() as u64, Ordering::Relaxed);
     }
 
     pub(super) fn traffic(&self) -> Traffic {
@@ -80,13 +106,12 @@ impl<T: AsyncRead + Unpin> AsyncRead for Metered<T> {
         let result = ready!(Pin::new(&mut this.io).poll_read(cx, buf));
         match &result {
             Ok(()) => {
-                let bytes = buf.filled().len() - before;
-                if bytes == 0 && room {
+                let bytes = &buf.filled()[before..];
+                if bytes.is_empty() && room {
                     this.link
                         .lose(|| this.link.error("the server closed the connection"));
                 }
-                let received = &this.link.meter.received;
-                received.fetch_add(bytes as u64, Ordering::Relaxed);
+                this.link.meter.read(bytes);
             }
             Err(error) => this.failed("read", error),
         }
