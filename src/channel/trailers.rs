@@ -47,7 +47,7 @@ fn mend_status(headers: &mut HeaderMap) -> StatusCode {
         .map(|value| format!("{value:?}"))
         .collect();
     if headers.get(GRPC_MESSAGE).is_none_or(HeaderValue::is_empty) {
-        let text = format!("grpc-status {} is no status code", said.join(" and "));
+        let text = format!("grpc-status cannot be read: {}", said.join(", "));
         if let Ok(text) = HeaderValue::try_from(encode(&text)) {
             headers.insert(GRPC_MESSAGE, text);
         }
@@ -166,12 +166,12 @@ mod tests {
             ("7", 7, ""),
             ("14", 14, ""),
             ("16", 16, ""),
-            ("17", 2, "grpc-status \"17\" is no status code"),
-            ("999", 2, "grpc-status \"999\" is no status code"),
-            ("-1", 2, "grpc-status \"-1\" is no status code"),
-            ("abc", 2, "grpc-status \"abc\" is no status code"),
-            ("", 2, "grpc-status \"\" is no status code"),
-            ("01", 2, "grpc-status \"01\" is no status code"),
+            ("17", 2, "grpc-status cannot be read: \"17\""),
+            ("999", 2, "grpc-status cannot be read: \"999\""),
+            ("-1", 2, "grpc-status cannot be read: \"-1\""),
+            ("abc", 2, "grpc-status cannot be read: \"abc\""),
+            ("", 2, "grpc-status cannot be read: \"\""),
+            ("01", 2, "grpc-status cannot be read: \"01\""),
         ] {
             let (ours, theirs) = both(&[("grpc-status", text.as_bytes())]);
             let theirs = theirs.unwrap();
@@ -192,7 +192,7 @@ mod tests {
             let (ours, theirs) = both(&[("grpc-status", twice[0]), ("grpc-status", twice[1])]);
             let theirs = theirs.unwrap();
             assert_eq!((ours, theirs.code() as u8), (Some(2), 2));
-            assert!(theirs.message().contains(" and "), "{theirs:?}");
+            assert!(theirs.message().contains("\", \""), "{theirs:?}");
         }
         let (ours, theirs) = both(&[("grpc-status", b"abc"), ("grpc-message", b"as%20said")]);
         assert_eq!((ours, theirs.unwrap().message()), (Some(2), "as said"));

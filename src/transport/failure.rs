@@ -107,10 +107,6 @@ impl Failure {
             (Self::GoneAway, Answering) => (Code::Unavailable, Reached::Maybe),
             (Self::BrokenOff(reason), _) => (broken_off_code(reason), Reached::Maybe),
             (Self::Reset(reason), _) => (reset_code(reason), Reached::Maybe),
-            // What h2 answers a header list with that is larger than we announced.
-            (Self::Rejected(Reason::REFUSED_STREAM), _) => {
-                (Code::ResourceExhausted, Reached::Maybe)
-            }
             (Self::Rejected(_), _) => (Code::Internal, Reached::Maybe),
 
             (Self::Http(status), _) => (http_code(status), Reached::Maybe),
@@ -290,11 +286,8 @@ mod tests {
                 0..=13 => format!("RST_STREAM {reason:?}"),
                 _ => "RST_STREAM with a code of no name".into(),
             },
-            Failure::Rejected(Reason::REFUSED_STREAM) => {
-                "we reset the stream: the response's headers are too large".into()
-            }
             Failure::Rejected(_) => {
-                "we reset the stream: frames that HTTP/2 forbids, a head without `:status`".into()
+                "we reset the stream: frames that HTTP/2 forbids, a head without `:status`, headers larger than announced".into()
             }
             Failure::GivenUp => "we reset the stream: the call was given up".into(),
             Failure::IdsUsedUp => "the connection's stream ids are used up".into(),

@@ -287,6 +287,8 @@ pub struct Peer {
 
 enum Order {
     Send(Bytes),
+    // A head and a payload that many frames share.
+    Frame(Bytes, Bytes),
     Close,
     Kill,
 }
@@ -368,11 +370,7 @@ impl Peer {
 
     /// Sends one frame.
     pub fn frame(&self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
-        let mut bytes = BytesMut::with_capacity(9 + payload.len());
-        bytes.put_uint(payload.len() as u64, 3);
-        bytes.put_u8(kind);
-        bytes.put_u8(flags);
-        bytes.put_u32(stream);
+        let mut bytes = frame_head(payload.len(), kind, flags, stream);
         bytes.put_slice(payload);
         self.raw(bytes);
     }
@@ -482,7 +480,10 @@ impl Peer {
                 Step::Head(status, fields) => self.head(call.id, status, fields, 0),
                 Step::LastHead(status, fields) => self.head(call.id, status, fields, END_STREAM),
                 Step::LastFields(fields) => self.fields(call.id, fields, false, true),
-                Step::Frame(kind, flags, payload) => self.frame(kind, flags, call.id, &payload),
+                Step::Frame(kind, flags, payload) => {
+                    let head = frame_head(payload.len(), kind, flags, call.id);
+                    let _ = self.orders.send(Order::Frame(head.freeze(), payload));
+                }
                 Step::Trailers(status) => self.trailers(call.id, status),
                 Step::TrailersOnly(status) => {
                     let status = status.to_string();
@@ -499,6 +500,16 @@ impl Peer {
             }
         }
     }
+}
+
+/// The head of a frame.
+fn frame_head(length: usize, kind: u8, flags: u8, stream: u32) -> BytesMut {
+    let mut bytes = BytesMut::with_capacity(9);
+    bytes.put_uint(length as u64, 3);
+    bytes.put_u8(kind);
+    bytes.put_u8(flags);
+    bytes.put_u32(stream);
+    bytes
 }
 
 /// An HPACK block of literals that are neither indexed nor Huffman-coded; as a head with `:status 200` in front.
@@ -556,6 +567,12 @@ async fn serve(
             match order {
                 Order::Send(bytes) => {
                     if writer.write_all(&bytes).await.is_err() {
+                        return End::Order;
+                    }
+                }
+                Order::Frame(head, payload) => {
+                    let mut frame = head.chain(payload);
+                    if writer.write_all_buf(&mut frame).await.is_err() {
                         return End::Order;
                     }
                 }

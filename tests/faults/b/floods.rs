@@ -48,7 +48,8 @@ fn continuations(payload: Bytes) -> Vec<Step> {
     steps
 }
 
-/// A name, the answer, and whether the connection survives it.
+/// A name, the answer, and whether the connection survives it: where h2 can still skip the headers, only the stream
+/// is lost.
 fn floods() -> [(&'static str, Vec<Step>, bool); 6] {
     // The value of a field whose end never comes: 0, a name, and a length of 2^28.
     let endless = [b"\0\x01x\x7f".as_slice(), &[0xff, 0xff, 0xff, 0x7f]].concat();
@@ -133,7 +134,11 @@ fn b15_header_floods() {
                 grown = grown.min(memory("VmHWM:").saturating_sub(start));
                 let told = told.expect_err("it was flooded");
                 println!("{what}, round {round}: {told}");
-                assert_eq!(told.code(), Code::ResourceExhausted, "{what}: {told}");
+                let code = match survives {
+                    true => Code::Internal,
+                    false => Code::ResourceExhausted,
+                };
+                assert_eq!(told.code(), code, "{what}: {told}");
                 let verdict = audit(&calls, &[]);
                 assert_eq!((verdict.ok, verdict.failed), (100, 0), "{what}: {verdict}");
                 let made = 1 + if survives { 0 } else { round + 1 };

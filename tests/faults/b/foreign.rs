@@ -102,7 +102,7 @@ fn rows() -> Vec<(Vec<Step>, Code, &'static str)> {
         (
             vec![Step::LastFields(&[GRPC])],
             Code::Internal,
-            "PROTOCOL_ERROR",
+            "stream error detected",
         ),
         // A proxy that speaks gRPC: its word counts, in the head and in the trailers.
         (
@@ -163,7 +163,7 @@ fn b16_control_tonic_reads_a_page_as_messages() {
         // 502 with a page.
         println!("{}", told[7]);
         assert_eq!(told[7].code(), Code::Internal, "{}", told[7]);
-        assert!(!told[7].message().contains("502"), "{}", told[7]);
+        assert!(!told[7].message().contains("<b>no"), "{}", told[7]);
     });
 }
 
@@ -328,7 +328,7 @@ fn b16_connections_to_something_else() {
                 let channel: Channel = reference(&[server.address]).build().expect("in range");
                 let mut seen = Vec::new();
                 until("it was tried three times", || {
-                    seen.push(status(&channel, server.address).state);
+                    seen.extend(channel.endpoints().into_iter().map(|e| e.state));
                     server.accepted.load(Ordering::Relaxed) >= 3
                 })
                 .await;
