@@ -463,12 +463,8 @@ impl Call {
     /// The deadline passed before the response began.
     fn expired<N: Connection>(&self, in_flight: InFlight<N>) -> Status {
         let endpoint = in_flight.seat().endpoint();
-        let written = true;
-        in_flight.end(
-            Failure::Deadline
-                .verdict(Phase::Waiting { written })
-                .outcome(),
-        );
+        let phase = Phase::Waiting { written: true };
+        in_flight.end(Failure::Deadline.verdict(phase).outcome());
         self.labels
             .deadline_exceeded("while waiting for the response", Some(&endpoint))
     }
