@@ -79,3 +79,5 @@ pub use error::{ConnectError, Error, ResolveError};
 pub use report::{Completion, Outcome, StatusCode};
 pub use target::Target;
 pub use timestamp::Timestamp;
+#[cfg(feature = "tls")]
+pub use transport::Tls;

@@ -1,5 +1,6 @@
 //! What the user dials.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::SocketAddr;
 use std::str::FromStr;
@@ -16,9 +17,10 @@ use crate::error::Error;
 /// | `ipv6:[::1]:50051` | the same, IPv6 only |
 /// | `unix:/run/greeter.sock`, `unix:///run/greeter.sock` | one Unix domain socket |
 /// | `10.0.0.1:50051`, `http://10.0.0.1:50051`, `dns:///10.0.0.1:50051` | one IP address |
+/// | `https://10.0.0.1:50051`, `https://10.0.0.1` | the same over TLS (feature `tls`), on port 443 unless said otherwise |
 /// | `anything://authority/path` with a resolver of your own | whatever it resolves to |
 ///
-/// A missing port is an error: gRPC has no port of its own for plaintext.
+/// A missing port is an error but after `https`: gRPC has no port of its own for plaintext.
 ///
 /// ```
 /// use equipoise::Target;
@@ -37,7 +39,7 @@ pub struct Target {
 }
 
 /// The schemes that need no resolver of the user's own.
-pub(crate) const KNOWN_SCHEMES: &str = "static, ipv4, ipv6, unix, dns (IP literals), http";
+pub(crate) const KNOWN_SCHEMES: &str = "static, ipv4, ipv6, unix, dns (IP literals), http, https";
 
 impl Target {
     /// A target for a resolver of the user's own: only the form is checked.
@@ -86,6 +88,28 @@ impl Target {
         )
     }
 
+    /// Whether connections must be secured.
+    pub(crate) fn wants_tls(&self) -> bool {
+        self.scheme == "https"
+    }
+
+    /// The host as written, without its port, where the target names one: what a server's certificate must
+    /// be for, unless an authority is set.
+    #[cfg(feature = "tls")]
+    pub(crate) fn host(&self) -> Option<&str> {
+        let named = match self.scheme.as_str() {
+            "dns" => dns_host(&self.text, &self.rest),
+            "http" | "https" => http_host(&self.text, &self.scheme, &self.rest),
+            _ => return None,
+        };
+        let host = named.ok()?;
+        let host = match host.rsplit_once(':') {
+            Some((host, port)) if is_port(port) => host,
+            _ => host,
+        };
+        (!host.is_empty()).then_some(host)
+    }
+
     /// The endpoints, where the target itself lists them.
     pub(crate) fn fixed(&self) -> Option<&[Endpoint]> {
         self.fixed.as_deref()
@@ -104,12 +128,10 @@ impl FromStr for Target {
             "ipv6" => list(text, rest, is_v6, "an IPv6 address")?,
             "unix" => vec![unix(text, rest)?],
             "dns" => vec![literal(text, dns_host(text, rest)?)?],
-            "http" => vec![literal(text, http_host(text, rest)?)?],
+            "http" => vec![literal(text, http_host(text, "http", rest)?)?],
             "https" => {
-                return Err(Error::target(
-                    text,
-                    "https needs TLS, which this version does not have",
-                ));
+                let host = http_host(text, "https", rest)?;
+                vec![literal(text, &with_port(host, HTTPS_PORT))?]
             }
             unknown => {
                 return Err(Error::target(
@@ -236,15 +258,25 @@ fn dns_host<'a>(text: &str, rest: &'a str) -> Result<&'a str, Error> {
     }
 }
 
-fn http_host<'a>(text: &str, rest: &'a str) -> Result<&'a str, Error> {
+/// Where `https` is served unless the target says otherwise.
+const HTTPS_PORT: u16 = 443;
+
+fn with_port(host: &str, port: u16) -> Cow<'_, str> {
+    match host.rsplit_once(':') {
+        Some((_, own)) if is_port(own) => host.into(),
+        _ => format!("{host}:{port}").into(),
+    }
+}
+
+fn http_host<'a>(text: &str, scheme: &str, rest: &'a str) -> Result<&'a str, Error> {
     let host = rest
         .strip_prefix("//")
-        .ok_or_else(|| Error::target(text, "write http://host:port"))?;
+        .ok_or_else(|| Error::target(text, format_args!("write {scheme}://host:port")))?;
     let host = host.strip_suffix('/').unwrap_or(host);
     if host.contains(['/', '?', '#', '@']) {
         return Err(Error::target(
             text,
-            "only http://host:port, without path, query or user",
+            format_args!("only {scheme}://host:port, without path, query or user"),
         ));
     }
     Ok(host)
@@ -292,6 +324,9 @@ mod tests {
             ("dns:///127.0.0.1:50051", "127.0.0.1:50051"),
             ("dns:127.0.0.1:50051", "127.0.0.1:50051"),
             ("http://127.0.0.1:50051/", "127.0.0.1:50051"),
+            ("https://127.0.0.1:50051/", "127.0.0.1:50051"),
+            ("https://127.0.0.1", "127.0.0.1:443"),
+            ("https://[::1]", "[::1]:443"),
         ] {
             assert_eq!(addresses(text).join(" "), expected, "{text}");
         }
@@ -328,11 +363,40 @@ mod tests {
             ("http:127.0.0.1:1", "write http://host:port"),
             ("http://127.0.0.1:1/path", "without path"),
             ("http://user@127.0.0.1:1", "without path"),
-            ("https://127.0.0.1:1", "TLS"),
+            ("https:127.0.0.1:1", "write https://host:port"),
+            ("https://127.0.0.1:1/path", "only https://host:port"),
+            ("https://greeter", "looks up no names"),
+            ("https://:443", "looks up no names"),
         ] {
             let error = text.parse::<Target>().expect_err(text).to_string();
             assert!(error.contains(rule), "{text}: {error}");
             assert!(error.contains(&format!("{text:?}")), "{text}: {error}");
+        }
+    }
+
+    #[cfg(feature = "tls")]
+    #[test]
+    fn the_host_to_verify_is_the_one_written() {
+        for (text, tls, host) in [
+            ("https://10.0.0.1:50051", true, Some("10.0.0.1")),
+            ("https://[::1]/", true, Some("[::1]")),
+            ("HTTPS://10.0.0.1", true, Some("10.0.0.1")),
+            ("http://10.0.0.1:80", false, Some("10.0.0.1")),
+            ("10.0.0.1:50051", false, Some("10.0.0.1")),
+            ("dns:///[::1]:50051", false, Some("[::1]")),
+            ("static:10.0.0.1:1", false, None),
+            ("unix:/run/a.sock", false, None),
+        ] {
+            let target: Target = text.parse().unwrap();
+            assert_eq!((target.wants_tls(), target.host()), (tls, host), "{text}");
+        }
+        // With a resolver of one's own the name need not be an address, and other schemes name nobody.
+        for (text, host) in [
+            ("greeter.test:443", Some("greeter.test")),
+            ("dns:///greeter.test", Some("greeter.test")),
+            ("shop://cluster/cart", None),
+        ] {
+            assert_eq!(Target::for_resolver(text).unwrap().host(), host, "{text}");
         }
     }
 
