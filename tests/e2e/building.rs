@@ -27,7 +27,7 @@ fn bad_targets() {
         ("static:127.0.0.1:50051,,", "empty entry"),
         ("ipv4:[::1]:50051", "not an IPv4 address"),
         ("unix:", "needs a path"),
-        ("https://127.0.0.1:50051", "TLS"),
+        ("https://127.0.0.1:50051/path", "without path"),
     ] {
         says(
             Channel::builder(target).unwrap_err(),

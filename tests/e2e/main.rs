@@ -10,6 +10,7 @@ mod deadlines;
 mod lifecycle;
 mod observing;
 mod steering;
+mod tls;
 mod tonic_bugs;
 mod wide;
 
