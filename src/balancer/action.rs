@@ -7,7 +7,7 @@ use super::backoff::Backoff;
 use crate::endpoint::{Address, Connectivity, Endpoint, EndpointId};
 use crate::error::{ConnectError, Error, ResolveError};
 use crate::load::Loads;
-use crate::policy::Picker;
+use crate::policy::Pickers;
 use crate::timestamp::Timestamp;
 
 /// What a balancer heeds.
@@ -123,7 +123,7 @@ pub enum Action {
 #[derive(Clone, Debug)]
 pub struct Publication {
     /// Answer the calls, each those of its policy, by the number of the policy.
-    pub pickers: Arc<[Arc<dyn Picker>]>,
+    pub pickers: Pickers,
     /// The state of the whole.
     pub state: Connectivity,
     /// The last failure in words, for calls that fail for lack of an endpoint.

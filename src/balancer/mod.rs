@@ -33,7 +33,7 @@ pub use backoff::Backoff;
 
 use crate::endpoint::{Connectivity, Endpoint, EndpointId};
 use crate::error::{ConnectError, ResolveError};
-use crate::policy::{Picker, Policy};
+use crate::policy::{Pickers, Policy};
 use crate::rng::Rng;
 use crate::timestamp::Timestamp;
 
@@ -65,7 +65,7 @@ pub struct Balancer {
     bridge: Option<Timestamp>,
     resolved: Resolved,
     stale: Stale,
-    published: Option<(Timestamp, Arc<[Arc<dyn Picker>]>)>,
+    published: Option<(Timestamp, Pickers)>,
     state: Connectivity,
     why: Option<Arc<str>>,
     look_again: bool,
@@ -476,7 +476,7 @@ impl Balancer {
     }
 
     /// Asks the policies, and does what they wish.
-    fn decide(&mut self, now: Timestamp) -> Arc<[Arc<dyn Picker>]> {
+    fn decide(&mut self, now: Timestamp) -> Pickers {
         self.welcome(now);
         let decisions = self.policies.decide(self.table.rows(), now, &mut self.rng);
         let wanted = decisions.connect;

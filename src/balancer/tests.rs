@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::*;
 use crate::endpoint::Address;
 use crate::load::{Cells, Load, Scoring};
-use crate::policy::{Connect, Decision, Member, PickInfo, PickResult};
+use crate::policy::{Connect, Decision, Member, PickInfo, PickResult, Picker};
 use crate::report::{Completion, Outcome, StatusCode};
 use Connectivity::{Connecting, Idle, Ready, TransientFailure};
 

@@ -8,12 +8,11 @@ mod calls;
 mod driver;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
 use std::time::Duration;
 
 use equipoise::balancer::{AttemptId, Balancer, Config};
 use equipoise::load::Loads;
-use equipoise::policy::{Picker, Policy};
+use equipoise::policy::{Pickers, Policy};
 use equipoise::rng::Rng;
 use equipoise::{
     Address, Connectivity, Endpoint, EndpointId, Outcome, ResolveError, StatusCode, Timestamp,
@@ -212,7 +211,7 @@ pub(crate) struct World {
     pub(crate) deeds: u64,
     pub(crate) publications: u64,
     pub(crate) trace: Trace,
-    pickers: Option<Arc<[Arc<dyn Picker>]>>,
+    pickers: Option<Pickers>,
     policies: usize,
     queue: BTreeMap<(Timestamp, u64), Job>,
     sequence: u64,
