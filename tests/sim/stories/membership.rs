@@ -155,9 +155,9 @@ fn d3_an_empty_list_waits_while_the_last_good_one_is_kept() {
     let mut world = world_with(settings, 2, Box::new(RoundRobin::default()));
     world.resolve(endpoints(1..=2));
     world.traffic(ms(20), at(400_000), Request::default());
-    // Again and again, as a resolver would that looks every half minute, with an error in between.
+    // Again and again, as a resolver would that looks twice a minute, with an error in between.
     for n in 0..12 {
-        world.at(at(10_001 + n * 30_000), move |world| match n {
+        world.at(at(10_001 + n * 29_000), move |world| match n {
             3 => world.resolve_failed(),
             _ => world.resolve(Vec::new()),
         });
