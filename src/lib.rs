@@ -81,3 +81,5 @@ pub use policy::HashKey;
 pub use report::{Completion, Outcome, StatusCode};
 pub use target::Target;
 pub use timestamp::Timestamp;
+#[cfg(feature = "tls")]
+pub use transport::Tls;

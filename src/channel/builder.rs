@@ -13,6 +13,8 @@ use crate::error::Error;
 use crate::policy::{Adaptive, PickInfo, PickResult, Picker, Policy};
 use crate::resolver::{Dns, Hints, Resolver};
 use crate::target::Target;
+#[cfg(feature = "tls")]
+use crate::transport::Tls;
 use crate::transport::{Connector, Http2Connector, Http2Options};
 
 use super::driver::{Driver, Limits};
@@ -51,6 +53,8 @@ pub struct Builder<K> {
     settings: Settings,
     authority: Option<String>,
     keepalive: Option<(Duration, Duration)>,
+    #[cfg(feature = "tls")]
+    tls: Option<Tls>,
     kind: PhantomData<fn() -> K>,
 }
 
@@ -103,6 +107,8 @@ impl<K> Builder<K> {
             settings: Settings::default(),
             authority: None,
             keepalive: None,
+            #[cfg(feature = "tls")]
+            tls: None,
             kind: PhantomData,
         }
     }
@@ -300,28 +306,79 @@ impl Builder<Channel> {
         self
     }
 
+    /// Secures every connection. Default: plaintext, or `Tls::new()` for an `https://` target.
+    ///
+    /// The certificates of the servers are checked for the host of [`authority`](Self::authority), else for
+    /// the host of the target. A list of addresses has no host: it needs an authority.
+    ///
+    /// ```
+    /// use equipoise::{Channel, Tls};
+    ///
+    /// let error = Channel::builder("static:10.0.0.1:443")?
+    ///     .authority("greeter.prod.svc")
+    ///     .tls(Tls::new().with_roots_file("/no/such/ca.pem"))
+    ///     .build()
+    ///     .unwrap_err();
+    /// assert!(error.to_string().contains("/no/such/ca.pem"));
+    /// # Ok::<(), equipoise::Error>(())
+    /// ```
+    #[cfg(feature = "tls")]
+    pub fn tls(mut self, tls: Tls) -> Self {
+        self.tls = Some(tls);
+        self
+    }
+
     /// Makes the channel. Connecting begins at once inside a tokio runtime, else with the first call.
     ///
     /// # Errors
     ///
     /// When a setting is out of its range or no resolver knows the target; the error names value and rule.
     pub fn build(mut self) -> Result<Channel, Error> {
-        if self.target.wants_tls() {
-            let text = self.target.to_string();
-            return Err(Error::target(
-                &text,
-                "https needs TLS, which this version does not have",
-            ));
-        }
         let mut options = Http2Options::default();
-        let authority = self.authority.take();
-        if let Some(authority) = authority.as_deref().or(self.target.authority()) {
-            options = options.with_authority(authority)?;
+        if let Some(authority) = self.authority.take() {
+            options = options.with_authority(&authority)?;
+        }
+        if let Some(written) = self.target.authority() {
+            options = options.with_target(written)?;
         }
         if let Some((interval, timeout)) = self.keepalive {
             options = options.with_keepalive(interval, timeout)?;
         }
+        options = self.secure(options)?;
         Ok(self.plan()?.channel(Http2Connector::new(options)))
+    }
+
+    /// Adds TLS where it was asked for, by a setting or by the target, and the name to check.
+    #[cfg(feature = "tls")]
+    fn secure(&mut self, mut options: Http2Options) -> Result<Http2Options, Error> {
+        let target = &self.target;
+        if let Some(tls) = self.tls.take() {
+            options = options.with_tls(tls)?;
+        } else if target.wants_tls() && !options.is_secured() {
+            options = options.with_tls(Tls::new())?;
+        }
+        if !options.is_secured() {
+            return Ok(options);
+        }
+        if target.scheme() == "http" {
+            let rule = "http means plaintext, and TLS was set; write https://";
+            return Err(Error::target(&target.to_string(), rule));
+        }
+        options
+            .with_host(target.host())
+            .map_err(|error| Error::target(&target.to_string(), error))
+    }
+
+    /// Refuses what cannot be secured.
+    #[cfg(not(feature = "tls"))]
+    fn secure(&mut self, options: Http2Options) -> Result<Http2Options, Error> {
+        match self.target.wants_tls() {
+            false => Ok(options),
+            true => Err(Error::target(
+                &self.target.to_string(),
+                "https needs TLS: enable feature tls-ring or tls-aws-lc of equipoise",
+            )),
+        }
     }
 
     /// Makes the channel and waits until it is READY.
@@ -340,13 +397,13 @@ impl Builder<BalanceLayer> {
     /// # Errors
     ///
     /// When a setting is out of its range or no resolver knows the target; the error names value and rule.
+    ///
+    /// An `https://` target is one: whether connections are secured is the connector's own affair.
     pub fn build(self) -> Result<BalanceLayer, Error> {
         if self.target.wants_tls() {
-            // Taking it would promise what only the connector can keep.
-            let text = self.target.to_string();
             return Err(Error::target(
-                &text,
-                "TLS is the affair of the layer's connector; write dns:///host:port here",
+                &self.target.to_string(),
+                "a layer's connector sees to TLS itself (Http2Options::with_tls); write the target without https",
             ));
         }
         Ok(BalanceLayer::new(self.plan()?))

@@ -11,6 +11,7 @@ mod lifecycle;
 mod observing;
 mod routing;
 mod steering;
+mod tls;
 mod tonic_bugs;
 mod wide;
 
