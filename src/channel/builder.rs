@@ -19,12 +19,11 @@ use crate::transport::{Connector, Http2Connector, Http2Options};
 
 use super::driver::{Driver, Limits};
 use super::layer::BalanceLayer;
+use super::routes::{MakePolicy, MethodConfig, Wanted};
 use super::service::Channel;
 use super::shared::{Core, Shared};
 use super::snapshot::{Seats, Snapshot};
 use super::waiters::Waiters;
-
-type MakePolicy = Arc<dyn Fn() -> Box<dyn Policy> + Send + Sync>;
 
 /// Collects the settings of a [`Channel`] or a [`BalanceLayer`]; `build` checks them all.
 ///
@@ -51,6 +50,7 @@ pub struct Builder<K> {
     unresolved: Option<Error>,
     resolver: Option<Arc<dyn Resolver>>,
     policy: MakePolicy,
+    wanted: Wanted,
     settings: Settings,
     authority: Option<String>,
     keepalive: Option<(Duration, Duration)>,
@@ -100,6 +100,7 @@ impl<K> Builder<K> {
             unresolved: None,
             resolver: None,
             policy: Arc::new(|| Box::new(Adaptive::default())),
+            wanted: Wanted::default(),
             settings: Settings::default(),
             authority: None,
             keepalive: None,
@@ -109,7 +110,60 @@ impl<K> Builder<K> {
 
     /// Who gets which call. Default: [`Adaptive`].
     pub fn policy(mut self, policy: impl Policy + Clone + Sync + 'static) -> Self {
-        self.policy = Arc::new(move || Box::new(policy.clone()));
+        self.policy = maker(policy);
+        self
+    }
+
+    /// Who gets the calls of one service, such as `shop.Cart`, rather than the channel's policy.
+    ///
+    /// All policies of a channel share its endpoints, their connections and their calls in flight; latencies and
+    /// failures count for the policy alone that made the choice. Each policy costs every call of the channel some
+    /// ten nanoseconds.
+    ///
+    /// ```
+    /// use equipoise::Channel;
+    /// use equipoise::policy::{LeastRequest, RoundRobin};
+    ///
+    /// let channel = Channel::builder("static:127.0.0.1:50051,127.0.0.1:50052")?
+    ///     .service_policy("shop.Cart", RoundRobin::default())
+    ///     .method_policy("/shop.Catalog/Search", LeastRequest::default())
+    ///     .build()?;
+    /// # Ok::<(), equipoise::Error>(())
+    /// ```
+    pub fn service_policy(
+        mut self,
+        service: impl Into<String>,
+        policy: impl Policy + Clone + Sync + 'static,
+    ) -> Self {
+        let wishes = self.wanted.services.entry(service.into()).or_default();
+        wishes.policy = Some(maker(policy));
+        self
+    }
+
+    /// Who gets the calls of one method, such as `/shop.Catalog/Search`, rather than its service's policy; see
+    /// [`service_policy`](Self::service_policy).
+    pub fn method_policy(
+        mut self,
+        path: impl Into<String>,
+        policy: impl Policy + Clone + Sync + 'static,
+    ) -> Self {
+        let wishes = self.wanted.methods.entry(path.into()).or_default();
+        wishes.policy = Some(maker(policy));
+        self
+    }
+
+    /// What else is different for the calls of one service, such as `shop.Cart`.
+    pub fn service_config(mut self, service: impl Into<String>, config: MethodConfig) -> Self {
+        let wishes = self.wanted.services.entry(service.into()).or_default();
+        wishes.config = config;
+        self
+    }
+
+    /// What else is different for the calls of one method, such as `/shop.Catalog/Search`. What is not given is
+    /// that of its service.
+    pub fn method_config(mut self, path: impl Into<String>, config: MethodConfig) -> Self {
+        let wishes = self.wanted.methods.entry(path.into()).or_default();
+        wishes.config = config;
         self
     }
 
@@ -120,8 +174,8 @@ impl<K> Builder<K> {
         self
     }
 
-    /// The longest a call may take, all attempts and its response's body included; a shorter
-    /// `grpc-timeout` of the call's own wins. Default: no limit but the call's own, as in gRPC. Above zero.
+    /// The longest a call may take, all attempts and its response's body included, unless its method or service
+    /// has a [`MethodConfig`] with another; a shorter `grpc-timeout` of the call's own wins. Default: no limit but the call's own, as in gRPC. Above zero.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.settings.timeout = Some(timeout);
         self
@@ -194,10 +248,13 @@ impl<K> Builder<K> {
             )));
         }
         settings.balancer.validate()?;
+        (self.policy)().check()?;
+        self.wanted.check()?;
         Ok(Plan {
             target: self.target,
             resolver: self.resolver,
             policy: self.policy,
+            wanted: self.wanted,
             settings: self.settings,
         })
     }
@@ -270,6 +327,7 @@ pub(super) struct Plan {
     target: Target,
     resolver: Option<Arc<dyn Resolver>>,
     policy: MakePolicy,
+    wanted: Wanted,
     settings: Settings,
 }
 
@@ -281,17 +339,21 @@ impl Plan {
     pub(super) fn channel<C: Connector>(&self, connector: C) -> Channel<C> {
         let settings = &self.settings;
         let seed = fastrand::u64(..);
-        let balancer = Balancer::new(settings.balancer.clone(), (self.policy)(), seed);
+        let first = (self.policy)();
+        let (routes, more) = self.wanted.routes(&*first, settings.timeout);
+        let unborn: Arc<dyn Picker> = Arc::new(Unborn);
+        let pickers = vec![unborn; 1 + more.len()].into();
+        let balancer = Balancer::new(settings.balancer.clone(), first, more, seed);
         let core = Arc::new(Core {
             snapshot: ArcSwap::from_pointee(Snapshot {
-                picker: Arc::new(Unborn),
+                pickers,
                 seats: Arc::new(Seats::new(Vec::new())),
                 state: Connectivity::Connecting,
                 why: None,
             }),
             waiters: Waiters::new(settings.queue_limit),
             clock: Clock::start(),
-            timeout: settings.timeout,
+            routes,
             state: watch::Sender::new(Connectivity::Connecting),
         });
         let (commands, orders) = mpsc::unbounded_channel();
@@ -309,6 +371,10 @@ impl Plan {
         let shared = Shared::new(core, commands, self.resolver.is_none(), running);
         Channel::new(shared, crate::rng::remix(seed))
     }
+}
+
+fn maker(policy: impl Policy + Clone + Sync + 'static) -> MakePolicy {
+    Arc::new(move || Box::new(policy.clone()))
 }
 
 /// The picker before the first list: everybody waits.

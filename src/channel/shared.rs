@@ -2,7 +2,6 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
@@ -12,6 +11,7 @@ use crate::clock::Clock;
 use crate::endpoint::{Connectivity, Endpoint, EndpointId};
 use crate::transport::Connection;
 
+use super::routes::Routes;
 use super::snapshot::Snapshot;
 use super::waiters::Waiters;
 
@@ -20,7 +20,7 @@ pub(super) struct Core<N> {
     pub(super) snapshot: ArcSwap<Snapshot<N>>,
     pub(super) waiters: Arc<Waiters>,
     pub(super) clock: Clock,
-    pub(super) timeout: Option<Duration>,
+    pub(super) routes: Routes,
     pub(super) state: watch::Sender<Connectivity>,
 }
 

@@ -9,6 +9,7 @@ mod cancelling;
 mod deadlines;
 mod lifecycle;
 mod observing;
+mod routing;
 mod steering;
 mod tonic_bugs;
 mod wide;
