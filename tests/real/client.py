@@ -48,12 +48,12 @@ class Outcome:
             (self.status, self.ok, self.failed) == (0, CALLS, 0), f"0 of {CALLS} calls may fail"
         )
 
-    def lost_at_most(self, calls):
-        """No call failed but those that a server took with it."""
-        only = set(self.codes) <= {"OK", "UNAVAILABLE"}
+    def lost_at_most(self, calls, code):
+        """All calls were made, and none failed but some that a server took with it."""
+        only = set(self.codes) <= {"OK", code}
         self.require(
             only and self.ok + self.failed == CALLS and self.failed <= calls,
-            f"at most {calls} of {CALLS} calls may fail, UNAVAILABLE",
+            f"at most {calls} of {CALLS} calls may fail, {code}",
         )
 
 

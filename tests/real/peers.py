@@ -1,6 +1,8 @@
 """Servers and proxies that are not ours, each a process of its own on a loopback port."""
 
+import contextlib
 import ctypes
+import http.client
 import json
 import os
 import random
@@ -320,14 +322,20 @@ class Envoy(Proxy):
         }
 
     def drain(self):
-        """Asks its clients to go elsewhere, and takes no more of them after a while."""
-        with socket.create_connection(("127.0.0.1", self.admin), timeout=PATIENCE) as admin:
-            admin.sendall(b"POST /drain_listeners?graceful HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n")
-            answer = b""
-            while part := admin.recv(4096):
-                answer += part
-        if b" 200 " not in answer.splitlines()[0]:
-            raise Trouble(f"{self} does not drain: {answer!r}")
+        """Asks its clients to go elsewhere, and waits until it has no more of them and takes none."""
+        self._admin("POST", "/drain_listeners?graceful")
+        none_left = "http.front.downstream_cx_active: 0"
+        until(f"{self} is drained", lambda: not self._listens() and none_left in self._admin("GET", "/stats"))
+
+    def _admin(self, method, path):
+        admin = http.client.HTTPConnection("127.0.0.1", self.admin, timeout=PATIENCE)
+        with contextlib.closing(admin):
+            admin.request(method, path)
+            answer = admin.getresponse()
+            text = answer.read().decode()
+        if answer.status != 200:
+            raise Trouble(f"{self} answers {answer.status} to {path}: {text}")
+        return text
 
 
 def _at(port):
