@@ -57,6 +57,8 @@ const HEADER_LIST: u32 = 16 << 10;
 #[derive(Clone, Debug)]
 pub struct Http2Options {
     authority: Option<Authority>,
+    // The target as written, where it is a name: what calls go under where there is no authority.
+    target: Option<Authority>,
     keepalive: (Duration, Duration),
     keepalive_idle: bool,
     stream_window: u32,
@@ -72,6 +74,7 @@ impl Default for Http2Options {
     fn default() -> Self {
         Self {
             authority: None,
+            target: None,
             keepalive: (Duration::from_secs(10), Duration::from_secs(20)),
             keepalive_idle: false,
             stream_window: 1 << 20,
@@ -88,10 +91,13 @@ impl Http2Options {
     /// The `:authority` of every request that has none of its own. Default: the address dialled, and
     /// `localhost` for Unix sockets, as in gRPC. An error when it is no `host` or `host:port`.
     pub fn with_authority(mut self, authority: &str) -> Result<Self, Error> {
-        let parsed = authority
-            .parse()
-            .map_err(|error| Error::config(format!("authority {authority:?}: {error}")))?;
-        self.authority = Some(parsed);
+        self.authority = Some(parse_authority(authority)?);
+        Ok(self)
+    }
+
+    /// Names the target: the `:authority` where there is no other, whichever address takes the call.
+    pub(crate) fn with_target(mut self, written: &str) -> Result<Self, Error> {
+        self.target = Some(parse_authority(written)?);
         Ok(self)
     }
 
@@ -285,8 +291,13 @@ async fn connect(
     Ok(Http2Connection { sender, link })
 }
 
+fn parse_authority(text: &str) -> Result<Authority, Error> {
+    text.parse()
+        .map_err(|error| Error::config(format!("authority {text:?}: {error}")))
+}
+
 fn authority(options: &Http2Options, address: &Address) -> Result<Authority, ConnectError> {
-    if let Some(authority) = &options.authority {
+    if let Some(authority) = options.authority.as_ref().or(options.target.as_ref()) {
         return Ok(authority.clone());
     }
     let text = match address {

@@ -328,7 +328,7 @@ impl World {
     pub(crate) fn resolve(&mut self, list: Vec<Endpoint>) {
         self.trace.note(self.now, "list", list.len() as u64, 0);
         self.balancer.handle_resolution(Ok(list.clone()), self.now);
-        self.checks.listed(&list, &self.balancer);
+        self.checks.listed(&list, &self.balancer, self.now);
         self.after_news();
     }
 
@@ -500,6 +500,7 @@ impl World {
             }
         } else {
             self.trace.note(self.now, "timer", 0, 0);
+            self.checks.time(self.now);
             self.balancer.handle_timeout(self.now);
             self.after_news();
         }
