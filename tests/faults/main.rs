@@ -6,6 +6,7 @@
 mod b;
 mod balanced;
 mod d;
+mod e;
 mod g;
 mod h;
 mod h10;
