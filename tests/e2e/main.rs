@@ -9,6 +9,7 @@ mod cancelling;
 mod deadlines;
 mod lifecycle;
 mod observing;
+mod resolving;
 mod steering;
 mod tonic_bugs;
 mod wide;
