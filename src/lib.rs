@@ -72,11 +72,14 @@ mod timestamp;
 pub mod transport;
 
 pub use channel::{
-    Avoid, BalanceLayer, Builder, Channel, EndpointStatus, Override, Resolution, ResponseBody,
-    Served, WaitForReady,
+    Avoid, BalanceLayer, Builder, Channel, EndpointStatus, MethodConfig, Override, Resolution,
+    ResponseBody, Served, WaitForReady,
 };
 pub use endpoint::{Address, Connectivity, Endpoint, EndpointId};
 pub use error::{ConnectError, Error, ResolveError};
+pub use policy::HashKey;
 pub use report::{Completion, Outcome, StatusCode};
 pub use target::Target;
 pub use timestamp::Timestamp;
+#[cfg(feature = "tls")]
+pub use transport::Tls;

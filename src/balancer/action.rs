@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::backoff::Backoff;
 use crate::endpoint::{Address, Connectivity, Endpoint, EndpointId};
 use crate::error::{ConnectError, Error, ResolveError};
-use crate::load::Load;
-use crate::policy::Picker;
+use crate::load::Loads;
+use crate::policy::Pickers;
 use crate::timestamp::Timestamp;
 
 /// What a balancer heeds.
@@ -94,7 +94,7 @@ pub enum Action {
         /// What the resolver said of it.
         endpoint: Arc<Endpoint>,
         /// Its live facts: calls begin and end here.
-        load: Arc<Load>,
+        loads: Loads,
     },
     /// Dial, and say how it went by [`handle_connected`](super::Balancer::handle_connected) or
     /// [`handle_connect_failed`](super::Balancer::handle_connect_failed).
@@ -124,7 +124,7 @@ pub enum Action {
         /// Who left.
         id: EndpointId,
     },
-    /// From now on calls are answered by this picker.
+    /// From now on calls are answered by these pickers.
     Publish(Publication),
     /// Ask the resolver to look again: a connection was lost, or an endpoint used up its addresses.
     Resolve,
@@ -133,8 +133,8 @@ pub enum Action {
 /// What calls go by until the next one.
 #[derive(Clone, Debug)]
 pub struct Publication {
-    /// Answers the calls.
-    pub picker: Arc<dyn Picker>,
+    /// Answer the calls, each those of its policy, by the number of the policy.
+    pub pickers: Pickers,
     /// The state of the whole.
     pub state: Connectivity,
     /// The last failure in words, for calls that fail for lack of an endpoint.
@@ -197,7 +197,7 @@ pub struct View<'a> {
     /// What the resolver said of it.
     pub endpoint: &'a Arc<Endpoint>,
     /// Its live facts.
-    pub load: &'a Arc<Load>,
+    pub loads: &'a Loads,
     /// Its effective state.
     pub state: Connectivity,
     /// Since when it is in that state.

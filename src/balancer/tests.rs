@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use super::*;
 use crate::endpoint::Address;
-use crate::load::{Load, Scoring};
-use crate::policy::{Decision, PickInfo, PickResult};
+use crate::load::{Cells, Load, Scoring};
+use crate::policy::{Connect, Decision, Member, PickInfo, PickResult, Picker};
 use crate::report::{Completion, Outcome, StatusCode};
 use Connectivity::{Connecting, Idle, Ready, TransientFailure};
 
@@ -80,7 +80,7 @@ impl Bench {
         let spy = Spy::default();
         let (seen, only) = (spy.seen.clone(), spy.only.clone());
         Self {
-            balancer: Balancer::new(config, Box::new(spy), 1),
+            balancer: Balancer::new(config, Box::new(spy), Vec::new(), 1),
             now: Timestamp::ZERO,
             seen,
             only,
@@ -570,7 +570,7 @@ fn a_newcomer_starts_at_the_median_of_the_others() {
     let loads: Vec<_> = bench
         .balancer
         .endpoints()
-        .map(|view| view.load.clone())
+        .map(|view| view.loads.of(0).clone())
         .collect();
     let call = |load: &Load, millis| {
         load.begin();
@@ -590,7 +590,7 @@ fn a_newcomer_starts_at_the_median_of_the_others() {
     bench.at(60).connected(3);
     bench.at(65).timeout();
     assert_eq!(loads[3].score(), {
-        let model = Cells::new(bench.balancer.policy.scoring()).cell(0);
+        let model = Cells::new(Spy::default().scoring()).cell(0);
         let model = Load::new(model);
         model.join(loads[2].estimate(), bench.now);
         model.score()

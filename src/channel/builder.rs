@@ -13,15 +13,16 @@ use crate::error::Error;
 use crate::policy::{Adaptive, PickInfo, PickResult, Picker, Policy};
 use crate::resolver::{Dns, Hints, Resolver};
 use crate::target::Target;
+#[cfg(feature = "tls")]
+use crate::transport::Tls;
 use crate::transport::{Connector, Http2Connector, Http2Options};
 
 use super::driver::{Driver, Limits};
 use super::layer::BalanceLayer;
+use super::routes::{MakePolicy, MethodConfig, Wanted};
 use super::service::Channel;
 use super::shared::{Core, Shared};
 use super::snapshot::{Seats, Snapshot};
-
-type MakePolicy = Arc<dyn Fn() -> Box<dyn Policy> + Send + Sync>;
 
 /// Collects the settings of a [`Channel`] or a [`BalanceLayer`]; `build` checks them all.
 ///
@@ -48,9 +49,12 @@ pub struct Builder<K> {
     unresolved: Option<Error>,
     resolver: Option<Arc<dyn Resolver>>,
     policy: MakePolicy,
+    wanted: Wanted,
     settings: Settings,
     authority: Option<String>,
     keepalive: Option<(Duration, Duration)>,
+    #[cfg(feature = "tls")]
+    tls: Option<Tls>,
     kind: PhantomData<fn() -> K>,
 }
 
@@ -99,16 +103,72 @@ impl<K> Builder<K> {
             unresolved: None,
             resolver: None,
             policy: Arc::new(|| Box::new(Adaptive::default())),
+            wanted: Wanted::default(),
             settings: Settings::default(),
             authority: None,
             keepalive: None,
+            #[cfg(feature = "tls")]
+            tls: None,
             kind: PhantomData,
         }
     }
 
     /// Who gets which call. Default: [`Adaptive`].
     pub fn policy(mut self, policy: impl Policy + Clone + Sync + 'static) -> Self {
-        self.policy = Arc::new(move || Box::new(policy.clone()));
+        self.policy = maker(policy);
+        self
+    }
+
+    /// Who gets the calls of one service, such as `shop.Cart`, rather than the channel's policy.
+    ///
+    /// All policies of a channel share its endpoints, their connections and their calls in flight; latencies and
+    /// failures count for the policy alone that made the choice. Each policy costs every call of the channel some
+    /// ten nanoseconds.
+    ///
+    /// ```
+    /// use equipoise::Channel;
+    /// use equipoise::policy::{LeastRequest, RoundRobin};
+    ///
+    /// let channel = Channel::builder("static:127.0.0.1:50051,127.0.0.1:50052")?
+    ///     .service_policy("shop.Cart", RoundRobin::default())
+    ///     .method_policy("/shop.Catalog/Search", LeastRequest::default())
+    ///     .build()?;
+    /// # Ok::<(), equipoise::Error>(())
+    /// ```
+    pub fn service_policy(
+        mut self,
+        service: impl Into<String>,
+        policy: impl Policy + Clone + Sync + 'static,
+    ) -> Self {
+        let wishes = self.wanted.services.entry(service.into()).or_default();
+        wishes.policy = Some(maker(policy));
+        self
+    }
+
+    /// Who gets the calls of one method, such as `/shop.Catalog/Search`, rather than its service's policy; see
+    /// [`service_policy`](Self::service_policy).
+    pub fn method_policy(
+        mut self,
+        path: impl Into<String>,
+        policy: impl Policy + Clone + Sync + 'static,
+    ) -> Self {
+        let wishes = self.wanted.methods.entry(path.into()).or_default();
+        wishes.policy = Some(maker(policy));
+        self
+    }
+
+    /// What else is different for the calls of one service, such as `shop.Cart`.
+    pub fn service_config(mut self, service: impl Into<String>, config: MethodConfig) -> Self {
+        let wishes = self.wanted.services.entry(service.into()).or_default();
+        wishes.config = config;
+        self
+    }
+
+    /// What else is different for the calls of one method, such as `/shop.Catalog/Search`. What is not given is
+    /// that of its service.
+    pub fn method_config(mut self, path: impl Into<String>, config: MethodConfig) -> Self {
+        let wishes = self.wanted.methods.entry(path.into()).or_default();
+        wishes.config = config;
         self
     }
 
@@ -120,8 +180,8 @@ impl<K> Builder<K> {
         self
     }
 
-    /// The longest a call may take, all attempts and its response's body included; a shorter
-    /// `grpc-timeout` of the call's own wins. Default: no limit but the call's own, as in gRPC. Above zero.
+    /// The longest a call may take, all attempts and its response's body included, unless its method or service
+    /// has a [`MethodConfig`] with another; a shorter `grpc-timeout` of the call's own wins. Default: no limit but the call's own, as in gRPC. Above zero.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.settings.timeout = Some(timeout);
         self
@@ -211,6 +271,8 @@ impl<K> Builder<K> {
             )));
         }
         settings.balancer.validate()?;
+        (self.policy)().check()?;
+        self.wanted.check()?;
         match &self.resolver {
             Some(resolver) => resolver
                 .check(&self.target)
@@ -221,6 +283,7 @@ impl<K> Builder<K> {
             target: self.target,
             resolver: self.resolver,
             policy: self.policy,
+            wanted: self.wanted,
             settings: self.settings,
         })
     }
@@ -243,28 +306,79 @@ impl Builder<Channel> {
         self
     }
 
+    /// Secures every connection. Default: plaintext, or `Tls::new()` for an `https://` target.
+    ///
+    /// The certificates of the servers are checked for the host of [`authority`](Self::authority), else for
+    /// the host of the target. A list of addresses has no host: it needs an authority.
+    ///
+    /// ```
+    /// use equipoise::{Channel, Tls};
+    ///
+    /// let error = Channel::builder("static:10.0.0.1:443")?
+    ///     .authority("greeter.prod.svc")
+    ///     .tls(Tls::new().with_roots_file("/no/such/ca.pem"))
+    ///     .build()
+    ///     .unwrap_err();
+    /// assert!(error.to_string().contains("/no/such/ca.pem"));
+    /// # Ok::<(), equipoise::Error>(())
+    /// ```
+    #[cfg(feature = "tls")]
+    pub fn tls(mut self, tls: Tls) -> Self {
+        self.tls = Some(tls);
+        self
+    }
+
     /// Makes the channel. Connecting begins at once inside a tokio runtime, else with the first call.
     ///
     /// # Errors
     ///
     /// When a setting is out of its range or no resolver knows the target; the error names value and rule.
     pub fn build(mut self) -> Result<Channel, Error> {
-        if self.target.wants_tls() {
-            let text = self.target.to_string();
-            return Err(Error::target(
-                &text,
-                "https needs TLS, which this version does not have",
-            ));
-        }
         let mut options = Http2Options::default();
-        let authority = self.authority.take();
-        if let Some(authority) = authority.as_deref().or(self.target.authority()) {
-            options = options.with_authority(authority)?;
+        if let Some(authority) = self.authority.take() {
+            options = options.with_authority(&authority)?;
+        }
+        if let Some(written) = self.target.authority() {
+            options = options.with_target(written)?;
         }
         if let Some((interval, timeout)) = self.keepalive {
             options = options.with_keepalive(interval, timeout)?;
         }
+        options = self.secure(options)?;
         Ok(self.plan()?.channel(Http2Connector::new(options)))
+    }
+
+    /// Adds TLS where it was asked for, by a setting or by the target, and the name to check.
+    #[cfg(feature = "tls")]
+    fn secure(&mut self, mut options: Http2Options) -> Result<Http2Options, Error> {
+        let target = &self.target;
+        if let Some(tls) = self.tls.take() {
+            options = options.with_tls(tls)?;
+        } else if target.wants_tls() && !options.is_secured() {
+            options = options.with_tls(Tls::new())?;
+        }
+        if !options.is_secured() {
+            return Ok(options);
+        }
+        if target.scheme() == "http" {
+            let rule = "http means plaintext, and TLS was set; write https://";
+            return Err(Error::target(&target.to_string(), rule));
+        }
+        options
+            .with_host(target.host())
+            .map_err(|error| Error::target(&target.to_string(), error))
+    }
+
+    /// Refuses what cannot be secured.
+    #[cfg(not(feature = "tls"))]
+    fn secure(&mut self, options: Http2Options) -> Result<Http2Options, Error> {
+        match self.target.wants_tls() {
+            false => Ok(options),
+            true => Err(Error::target(
+                &self.target.to_string(),
+                "https needs TLS: enable feature tls-ring or tls-aws-lc of equipoise",
+            )),
+        }
     }
 
     /// Makes the channel and waits until it is READY.
@@ -283,13 +397,13 @@ impl Builder<BalanceLayer> {
     /// # Errors
     ///
     /// When a setting is out of its range or no resolver knows the target; the error names value and rule.
+    ///
+    /// An `https://` target is one: whether connections are secured is the connector's own affair.
     pub fn build(self) -> Result<BalanceLayer, Error> {
         if self.target.wants_tls() {
-            // Taking it would promise what only the connector can keep.
-            let text = self.target.to_string();
             return Err(Error::target(
-                &text,
-                "TLS is the affair of the layer's connector; write dns:///host:port here",
+                &self.target.to_string(),
+                "a layer's connector sees to TLS itself (Http2Options::with_tls); write the target without https",
             ));
         }
         Ok(BalanceLayer::new(self.plan()?))
@@ -310,6 +424,7 @@ pub(super) struct Plan {
     target: Target,
     resolver: Option<Arc<dyn Resolver>>,
     policy: MakePolicy,
+    wanted: Wanted,
     settings: Settings,
 }
 
@@ -321,14 +436,17 @@ impl Plan {
     pub(super) fn channel<C: Connector>(&self, connector: C) -> Channel<C> {
         let settings = &self.settings;
         let seed = fastrand::u64(..);
-        let balancer = Balancer::new(settings.balancer.clone(), (self.policy)(), seed);
-        let first = Snapshot {
-            picker: Arc::new(Unborn),
+        let first = (self.policy)();
+        let (routes, more) = self.wanted.routes(&*first, settings.timeout);
+        let unborn: Arc<dyn Picker> = Arc::new(Unborn);
+        let snapshot = Snapshot {
+            pickers: vec![unborn; 1 + more.len()].into(),
             seats: Arc::new(Seats::new(Vec::new())),
             state: Connectivity::Connecting,
             why: None,
         };
-        let core = Arc::new(Core::new(first, settings.queue_limit, settings.timeout));
+        let balancer = Balancer::new(settings.balancer.clone(), first, more, seed);
+        let core = Arc::new(Core::new(snapshot, settings.queue_limit, routes));
         let (commands, orders) = mpsc::unbounded_channel();
         let limits = Limits {
             connect: settings.connect_timeout,
@@ -344,6 +462,10 @@ impl Plan {
         let shared = Shared::new(core, commands, self.resolver.is_none(), running);
         Channel::new(shared, crate::rng::remix(seed))
     }
+}
+
+fn maker(policy: impl Policy + Clone + Sync + 'static) -> MakePolicy {
+    Arc::new(move || Box::new(policy.clone()))
 }
 
 /// The picker before the first list: everybody waits.

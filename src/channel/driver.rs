@@ -282,7 +282,11 @@ impl<C: Connector> Driver<C> {
         let mut closed = HashSet::new();
         while let Some(action) = self.balancer.poll_action(now) {
             match action {
-                Action::Open { id, endpoint, load } => {
+                Action::Open {
+                    id,
+                    endpoint,
+                    loads,
+                } => {
                     let slot = id.slot();
                     if self.seats.len() <= slot {
                         self.seats.resize_with(slot + 1, || None);
@@ -290,7 +294,7 @@ impl<C: Connector> Driver<C> {
                     match &self.seats[slot] {
                         Some(seat) if seat.id == id => seat.change(endpoint),
                         _ => {
-                            let seat = Seat::new(id, endpoint, load, now);
+                            let seat = Seat::new(id, endpoint, loads, now);
                             self.seats[slot] = Some(Arc::new(seat));
                             self.seats_changed = true;
                         }
@@ -401,7 +405,7 @@ impl<C: Connector> Driver<C> {
         }
         let state = publication.state;
         self.core.snapshot.store(Arc::new(Snapshot {
-            picker: publication.picker,
+            pickers: publication.pickers,
             seats: self.published.clone(),
             state,
             why: publication.why,
@@ -500,7 +504,7 @@ impl<C: Connector> Driver<C> {
             return;
         }
         self.core.snapshot.store(Arc::new(Snapshot {
-            picker: last.picker.clone(),
+            pickers: last.pickers.clone(),
             seats: Arc::new(Seats::new(Vec::new())),
             state: Connectivity::Shutdown,
             why: Some(why.into()),

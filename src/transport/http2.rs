@@ -1,4 +1,4 @@
-//! The transport of this crate: HTTP/2 without TLS over TCP and Unix sockets, on the `h2` crate.
+//! The transport of this crate: HTTP/2 over TCP and Unix sockets, in plain text or on TLS, on the `h2` crate.
 
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -8,16 +8,19 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt};
 use h2::client::SendRequest;
-use http::uri::Authority;
+use http::uri::{Authority, Scheme};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::body::ResponseBody;
-use super::dial::dial;
+use super::dial::{Socket, dial};
 use super::driver::{Driver, NO_SETTINGS};
 use super::keepalive::Keepalive;
 use super::link::{Link, Order};
 use super::meter::Metered;
+use super::stream::Stream;
+#[cfg(feature = "tls")]
+use super::tls::{self, Credentials, Tls};
 use super::wear::{RESETS_KEPT, RESETS_REMEMBERED};
 use super::{CallError, Condition, Connection, Connector, Control, Outgoing, Slot, Slots, call};
 use crate::endpoint::{Address, Endpoint};
@@ -54,20 +57,32 @@ const HEADER_LIST: u32 = 16 << 10;
 #[derive(Clone, Debug)]
 pub struct Http2Options {
     authority: Option<Authority>,
+    // The target as written, where it is a name: what calls go under where there is no authority.
+    target: Option<Authority>,
     keepalive: (Duration, Duration),
     keepalive_idle: bool,
     stream_window: u32,
     connection_window: u32,
+    #[cfg(feature = "tls")]
+    tls: Option<Arc<Credentials>>,
+    // The name to check certificates for, where it is not the authority's host.
+    #[cfg(feature = "tls")]
+    host: Option<String>,
 }
 
 impl Default for Http2Options {
     fn default() -> Self {
         Self {
             authority: None,
+            target: None,
             keepalive: (Duration::from_secs(10), Duration::from_secs(20)),
             keepalive_idle: false,
             stream_window: 1 << 20,
             connection_window: 16 << 20,
+            #[cfg(feature = "tls")]
+            tls: None,
+            #[cfg(feature = "tls")]
+            host: None,
         }
     }
 }
@@ -76,10 +91,13 @@ impl Http2Options {
     /// The `:authority` of every request that has none of its own. Default: the address dialled, and
     /// `localhost` for Unix sockets, as in gRPC. An error when it is no `host` or `host:port`.
     pub fn with_authority(mut self, authority: &str) -> Result<Self, Error> {
-        let parsed = authority
-            .parse()
-            .map_err(|error| Error::config(format!("authority {authority:?}: {error}")))?;
-        self.authority = Some(parsed);
+        self.authority = Some(parse_authority(authority)?);
+        Ok(self)
+    }
+
+    /// Names the target: the `:authority` where there is no other, whichever address takes the call.
+    pub(crate) fn with_target(mut self, written: &str) -> Result<Self, Error> {
+        self.target = Some(parse_authority(written)?);
         Ok(self)
     }
 
@@ -132,6 +150,77 @@ impl Http2Options {
         Ok(self)
     }
 
+    /// Secures every connection. Default: plaintext, as in tonic.
+    ///
+    /// The certificate of each server is checked for the host of [`with_authority`](Self::with_authority);
+    /// without one, a [`Channel`](crate::Channel) checks for the host of its target, and a connector of its own
+    /// refuses to dial.
+    ///
+    /// # Errors
+    ///
+    /// When a file cannot be read, or something in it or beside it cannot be used: see [`Tls`]. The error
+    /// names the file and the rule.
+    #[cfg(feature = "tls")]
+    pub fn with_tls(mut self, tls: Tls) -> Result<Self, Error> {
+        self.tls = Some(Credentials::load(tls)?);
+        Ok(self)
+    }
+
+    /// Names the host of the target, which certificates are checked for where there is no authority.
+    ///
+    /// # Errors
+    ///
+    /// When neither is there to name the servers, or certificates cannot be for such a name.
+    #[cfg(feature = "tls")]
+    pub(crate) fn with_host(mut self, host: Option<&str>) -> Result<Self, Error> {
+        self.host = host.map(str::to_owned);
+        self.server_name()?;
+        Ok(self)
+    }
+
+    #[cfg(feature = "tls")]
+    pub(crate) fn is_secured(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    /// Whom a server must prove to be. Never what a resolver said of it.
+    #[cfg(feature = "tls")]
+    fn server_name(&self) -> Result<tls::ServerName<'static>, Error> {
+        let named = self.authority.as_ref().map(Authority::host);
+        let host = named.or(self.host.as_deref()).ok_or_else(|| {
+            Error::config(
+                "TLS: a list of addresses has no name to check certificates for; set an authority",
+            )
+        })?;
+        tls::server_name(host)
+    }
+
+    fn scheme(&self) -> Scheme {
+        #[cfg(feature = "tls")]
+        if self.tls.is_some() {
+            return Scheme::HTTPS;
+        }
+        Scheme::HTTP
+    }
+
+    /// What h2 is to speak on: the socket, secured where that was asked for.
+    #[cfg_attr(
+        not(feature = "tls"),
+        expect(clippy::unused_async, reason = "only TLS waits")
+    )]
+    async fn secure(&self, socket: Socket, address: &Address) -> Result<Stream, ConnectError> {
+        #[cfg(feature = "tls")]
+        if let Some(credentials) = &self.tls {
+            let name = self.server_name();
+            let name = name.map_err(|e| ConnectError::new(format!("{address}: {e}")))?;
+            let session = tls::handshake(credentials, name, address, socket).await?;
+            return Ok(Stream::Tls(session));
+        }
+        #[cfg(not(feature = "tls"))]
+        let _ = address;
+        Ok(Stream::Plain(socket))
+    }
+
     fn builder(&self) -> h2::client::Builder {
         let mut builder = h2::client::Builder::new();
         builder
@@ -149,7 +238,7 @@ impl Http2Options {
     }
 }
 
-/// Dials over TCP and Unix sockets and speaks HTTP/2 in plain text.
+/// Dials over TCP and Unix sockets and speaks HTTP/2, in plain text unless the options have TLS.
 ///
 /// A connection is made when the server's SETTINGS were received, so that one which accepts and says
 /// nothing never counts as ready. It must be used inside a tokio runtime with time and IO enabled.
@@ -189,8 +278,9 @@ async fn connect(
     };
     let authority = authority(&options, &address)?;
     let socket = dial(&address).await?;
-    let link = Arc::new(Link::new(address, authority, runtime));
-    let io = Metered::new(socket, link.clone());
+    let stream = options.secure(socket, &address).await?;
+    let link = Arc::new(Link::new(address, options.scheme(), authority, runtime));
+    let io = Metered::new(stream, link.clone());
     let handshake = options.builder().handshake(io).await;
     let (sender, h2) = handshake.map_err(|error| link.error(error))?;
     let (interval, timeout) = options.keepalive;
@@ -201,8 +291,13 @@ async fn connect(
     Ok(Http2Connection { sender, link })
 }
 
+fn parse_authority(text: &str) -> Result<Authority, Error> {
+    text.parse()
+        .map_err(|error| Error::config(format!("authority {text:?}: {error}")))
+}
+
 fn authority(options: &Http2Options, address: &Address) -> Result<Authority, ConnectError> {
-    if let Some(authority) = &options.authority {
+    if let Some(authority) = options.authority.as_ref().or(options.target.as_ref()) {
         return Ok(authority.clone());
     }
     let text = match address {

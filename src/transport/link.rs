@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use futures_util::task::AtomicWaker;
+use http::uri::{Authority, Scheme};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
@@ -15,7 +16,8 @@ use crate::error::ConnectError;
 /// One per connection, shared by everything that belongs to it.
 pub(super) struct Link {
     pub(super) address: Address,
-    pub(super) authority: http::uri::Authority,
+    pub(super) scheme: Scheme,
+    pub(super) authority: Authority,
     pub(super) runtime: Handle,
     pub(super) slots: Arc<Slots>,
     pub(super) meter: Meter,
@@ -42,9 +44,15 @@ pub(super) enum Order {
 }
 
 impl Link {
-    pub(super) fn new(address: Address, authority: http::uri::Authority, runtime: Handle) -> Self {
+    pub(super) fn new(
+        address: Address,
+        scheme: Scheme,
+        authority: Authority,
+        runtime: Handle,
+    ) -> Self {
         Self {
             address,
+            scheme,
             authority,
             runtime,
             slots: Slots::new(0),
@@ -175,7 +183,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().build();
         let handle = runtime.unwrap().handle().clone();
         let address = "127.0.0.1:1".parse().unwrap();
-        Link::new(address, "a".parse().unwrap(), handle)
+        Link::new(address, Scheme::HTTP, "a".parse().unwrap(), handle)
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Traffic;
+use super::greeting::foreign;
 use super::link::Link;
 use crate::error::ConnectError;
 
@@ -86,7 +87,14 @@ impl<T: AsyncRead + Unpin> AsyncRead for Metered<T> {
                         .lose(|| this.link.error("the server closed the connection"));
                 }
                 let received = &this.link.meter.received;
-                received.fetch_add(bytes as u64, Ordering::Relaxed);
+                let earlier = received.fetch_add(bytes as u64, Ordering::Relaxed);
+                if earlier == 0
+                    && let Some(what) = foreign(&buf.filled()[before..])
+                {
+                    // h2 would wait for the rest of a frame, and at best call it too large.
+                    this.link.lose(|| this.link.error(&what));
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, what)));
+                }
             }
             Err(error) => this.failed("read", error),
         }

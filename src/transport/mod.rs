@@ -21,17 +21,26 @@ mod call;
 mod dial;
 mod driver;
 mod failure;
+mod greeting;
 mod http2;
 mod keepalive;
 mod link;
 mod meter;
 mod pump;
 mod slots;
+mod stream;
+#[cfg(feature = "tls")]
+mod tls;
 mod wear;
 
 pub use body::ResponseBody;
 pub use http2::{Http2Connection, Http2Connector, Http2Options};
 pub use slots::{Slot, Slots};
+#[cfg(feature = "tls")]
+pub use tls::Tls;
+/// The TLS library, for configurations of one's own: [`Tls::from_config`] takes those of this version.
+#[cfg(feature = "tls")]
+pub use tokio_rustls::rustls;
 
 /// Dials one address.
 ///

@@ -10,7 +10,9 @@ mod deadlines;
 mod lifecycle;
 mod observing;
 mod resolving;
+mod routing;
 mod steering;
+mod tls;
 mod tonic_bugs;
 mod wide;
 

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use equipoise::resolver::Dns;
-use equipoise::{BalanceLayer, Channel, Connectivity};
+use equipoise::{Channel, Connectivity};
 use tokio::sync::mpsc;
 use tonic::{Code, Request};
 
@@ -209,19 +209,4 @@ fn a_name_is_looked_up_by_a_running_channel_only() {
         tokio::time::sleep(Duration::from_millis(150)).await;
         assert_eq!(name.asked(), asked, "three refresh intervals later");
     });
-}
-
-#[test]
-fn https_is_refused_as_long_as_there_is_no_tls() {
-    for target in ["https://127.0.0.1:50051", "https://greeter"] {
-        let error = Channel::builder(target).unwrap().build().unwrap_err();
-        let text = error.to_string();
-        assert!(
-            error.is_config() && text.contains("https needs TLS"),
-            "{text}"
-        );
-        assert!(text.contains(&format!("{target:?}")), "{text}");
-        let layer = BalanceLayer::builder(target).unwrap().build().unwrap_err();
-        assert!(layer.to_string().contains("connector"), "{layer}");
-    }
 }

@@ -16,6 +16,7 @@ pub mod names;
 pub mod process;
 pub mod rivals;
 pub mod timer;
+pub mod tls;
 
 use std::time::Duration;
 
