@@ -9,6 +9,7 @@ mod cancelling;
 mod deadlines;
 mod lifecycle;
 mod observing;
+mod resolving;
 mod routing;
 mod steering;
 mod tls;
