@@ -52,8 +52,8 @@ pub struct Builder<K> {
     resolver: Option<Arc<dyn Resolver>>,
     policy: MakePolicy,
     settings: Settings,
-    authority: Option<String>,
-    keepalive: Option<(Duration, Duration)>,
+    // How connections are made, or what was wrong with what was asked for: told by `build`.
+    http2: Result<Http2Options, Error>,
     kind: PhantomData<fn() -> K>,
 }
 
@@ -101,8 +101,7 @@ impl<K> Builder<K> {
             resolver: None,
             policy: Arc::new(|| Box::new(Adaptive::default())),
             settings: Settings::default(),
-            authority: None,
-            keepalive: None,
+            http2: Ok(Http2Options::default()),
             kind: PhantomData,
         }
     }
@@ -204,19 +203,52 @@ impl<K> Builder<K> {
 }
 
 impl Builder<Channel> {
+    /// How connections are made: everything that [`Http2Options`] knows. It replaces what was set before; the
+    /// shortcuts below change single options of it.
+    ///
+    /// ```
+    /// use equipoise::Channel;
+    /// use equipoise::transport::Http2Options;
+    ///
+    /// let options = Http2Options::default().with_windows(1 << 20, 32 << 20)?;
+    /// let channel = Channel::builder("static:127.0.0.1:50051")?
+    ///     .http2(options)
+    ///     .authority("greeter.prod.svc")
+    ///     .build()?;
+    /// # Ok::<(), equipoise::Error>(())
+    /// ```
+    pub fn http2(mut self, options: Http2Options) -> Self {
+        // What went wrong before is not forgiven: it would depend on the order of the calls.
+        self.http2 = self.http2.map(|_| options);
+        self
+    }
+
+    /// Changes the options, unless something was wrong before.
+    fn with_http2(
+        mut self,
+        change: impl FnOnce(Http2Options) -> Result<Http2Options, Error>,
+    ) -> Self {
+        self.http2 = self.http2.and_then(change);
+        self
+    }
+
     /// The name the calls go under (`:authority`), such as `greeter.prod.svc`. Default: the address of the
     /// endpoint that takes the call, `localhost` on a Unix socket.
-    pub fn authority(mut self, authority: impl Into<String>) -> Self {
-        self.authority = Some(authority.into());
-        self
+    pub fn authority(self, authority: impl AsRef<str>) -> Self {
+        self.with_http2(|options| options.with_authority(authority.as_ref()))
     }
 
     /// When to ask a silent server whether it is still there: after `interval` without a byte while a call is
     /// open, giving it `timeout` to answer. Default 10 s and 20 s; see
     /// [`Http2Options::with_keepalive`].
-    pub fn keepalive(mut self, interval: Duration, timeout: Duration) -> Self {
-        self.keepalive = Some((interval, timeout));
-        self
+    pub fn keepalive(self, interval: Duration, timeout: Duration) -> Self {
+        self.with_http2(|options| options.with_keepalive(interval, timeout))
+    }
+
+    /// What servers see before our own name in `user-agent`, such as `shop/2.1`. Default: nothing; see
+    /// [`Http2Options::with_user_agent`].
+    pub fn user_agent(self, prefix: impl AsRef<str>) -> Self {
+        self.with_http2(|options| options.with_user_agent(prefix.as_ref()))
     }
 
     /// Makes the channel. Connecting begins at once inside a tokio runtime, else with the first call.
@@ -225,13 +257,7 @@ impl Builder<Channel> {
     ///
     /// When a setting is out of its range or no resolver knows the target; the error names value and rule.
     pub fn build(mut self) -> Result<Channel, Error> {
-        let mut options = Http2Options::default();
-        if let Some(authority) = self.authority.take() {
-            options = options.with_authority(&authority)?;
-        }
-        if let Some((interval, timeout)) = self.keepalive {
-            options = options.with_keepalive(interval, timeout)?;
-        }
+        let options = std::mem::replace(&mut self.http2, Ok(Http2Options::default()))?;
         Ok(self.plan()?.channel(Http2Connector::new(options)))
     }
 

@@ -16,6 +16,7 @@ use crate::error::ConnectError;
 pub(super) struct Link {
     pub(super) address: Address,
     pub(super) authority: http::uri::Authority,
+    pub(super) agent: http::HeaderValue,
     pub(super) runtime: Handle,
     pub(super) slots: Arc<Slots>,
     pub(super) meter: Meter,
@@ -42,10 +43,16 @@ pub(super) enum Order {
 }
 
 impl Link {
-    pub(super) fn new(address: Address, authority: http::uri::Authority, runtime: Handle) -> Self {
+    pub(super) fn new(
+        address: Address,
+        authority: http::uri::Authority,
+        agent: http::HeaderValue,
+        runtime: Handle,
+    ) -> Self {
         Self {
             address,
             authority,
+            agent,
             runtime,
             slots: Slots::new(0),
             meter: Meter::default(),
@@ -175,7 +182,8 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().build();
         let handle = runtime.unwrap().handle().clone();
         let address = "127.0.0.1:1".parse().unwrap();
-        Link::new(address, "a".parse().unwrap(), handle)
+        let agent = http::HeaderValue::from_static("a");
+        Link::new(address, "a".parse().unwrap(), agent, handle)
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod frames;
 mod bodies;
 mod cancel;
 mod ending;
+mod knobs;
 mod real;
 mod settings;
 
