@@ -190,8 +190,9 @@ impl Local {
 
 /// Makes the byte stream to an address in place of [`dial`].
 #[derive(Clone)]
-pub(super) struct Dialler(Arc<dyn Fn(&Endpoint, &Address) -> Dialling + Send + Sync>);
+pub(super) struct Dialler(Arc<Dial>);
 
+type Dial = dyn Fn(&Endpoint, &Address) -> Dialling + Send + Sync;
 type Dialling = BoxFuture<'static, io::Result<Box<dyn Stream>>>;
 
 /// A byte stream of any make.

@@ -337,6 +337,11 @@ fn authority(options: &Http2Options, address: &Address) -> Result<Authority, Con
     if let Some(authority) = &options.authority {
         return Ok(authority.clone());
     }
+    authority_of(address)
+}
+
+/// The authority of an address that has no better name.
+pub(super) fn authority_of(address: &Address) -> Result<Authority, ConnectError> {
     let text = match address {
         // Without the scope of a link-local address, which means nothing to the other side.
         Address::Tcp(to) => std::net::SocketAddr::new(to.ip(), to.port()).to_string(),

@@ -1,7 +1,7 @@
 //! Carry bytes: one connection to one address, and one stream on it per call.
 //!
 //! [`Connector`] and [`Connection`] are the seam: [`Http2Connector`] is the transport of this crate, on
-//! the `h2` crate; others can stand in its place. A connector dials *one* address; which, when and how
+//! the `h2` crate; others can stand in its place, as `TonicConnector` (feature `tonic-transport`) does. A connector dials *one* address; which, when and how
 //! often is the balancer's affair.
 
 use std::fmt::Debug;
@@ -27,11 +27,15 @@ mod link;
 mod meter;
 mod pump;
 mod slots;
+#[cfg(feature = "tonic-transport")]
+mod tonic_channel;
 mod wear;
 
 pub use body::ResponseBody;
 pub use http2::{Http2Connection, Http2Connector, Http2Options};
 pub use slots::{Slot, Slots};
+#[cfg(feature = "tonic-transport")]
+pub use tonic_channel::{TonicBody, TonicConnection, TonicConnector};
 
 /// Dials one address.
 ///

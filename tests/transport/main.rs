@@ -9,6 +9,7 @@ mod ending;
 mod knobs;
 mod real;
 mod settings;
+mod tonic_channel;
 
 use std::future::poll_fn;
 use std::pin::pin;
