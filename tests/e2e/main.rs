@@ -11,6 +11,7 @@ mod lifecycle;
 mod observing;
 mod steering;
 mod tonic_bugs;
+mod tonic_connector;
 mod wide;
 
 use std::net::SocketAddr;
