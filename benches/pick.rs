@@ -29,7 +29,7 @@ use equipoise::policy::{
     Adaptive, LeastRequest, Member, PickInfo, PickResult, Picker, Policy, Random, RoundRobin,
 };
 use equipoise::rng::Rng;
-use equipoise::{Completion, Connectivity, EndpointId, Outcome, StatusCode, Timestamp};
+use equipoise::{Completion, Connectivity, Endpoint, EndpointId, Outcome, StatusCode, Timestamp};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use tower::Service;
 use tower::balance::p2c::Balance;
@@ -220,6 +220,10 @@ fn ours<P: Policy>(
             id: EndpointId::new(slot as u32, 1),
             state: Connectivity::Ready,
             weight: 1,
+            endpoint: Arc::new(Endpoint::from(std::net::SocketAddr::from((
+                [10, 0, 0, 1],
+                1 + slot as u16,
+            )))),
             load: Arc::new(Load::new(cells.cell(slot))),
         })
         .collect();
@@ -254,6 +258,7 @@ fn pick(picker: &dyn Picker, now: Timestamp, random: u64) -> EndpointId {
         now,
         random,
         path: "/package.Service/Method",
+        hash: None,
         avoid: &[],
     };
     match picker.pick(&info) {

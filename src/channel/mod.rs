@@ -1,6 +1,6 @@
 //! Carry the call.
 //!
-//! The journey of one call: [`service`] takes the request; [`call`] works out its deadline, picks an
+//! The journey of one call: [`service`] takes the request; [`routes`] knows its policy and settings; [`call`] works out its deadline, picks an
 //! endpoint from the published [`snapshot`], reserves a slot on one of its connections, or waits in the
 //! line of [`waiters`]; the connection opens the stream; [`tracked`] follows the response to its end and
 //! tells the endpoint's load how it went. The journey of one update: [`driver`] carries news from the
@@ -14,6 +14,8 @@ mod extensions;
 mod labels;
 mod layer;
 mod observe;
+mod resolution;
+mod routes;
 mod service;
 mod shared;
 mod snapshot;
@@ -24,5 +26,7 @@ pub use builder::Builder;
 pub use extensions::{Avoid, Override, Served, WaitForReady};
 pub use layer::BalanceLayer;
 pub use observe::EndpointStatus;
+pub use resolution::Resolution;
+pub use routes::MethodConfig;
 pub use service::Channel;
 pub use tracked::ResponseBody;

@@ -28,6 +28,16 @@ impl Outcomes {
         self.refused
     }
 
+    /// These and those.
+    pub(super) fn plus(mut self, others: Self) -> Self {
+        for (sum, count) in self.answered.iter_mut().zip(others.answered) {
+            *sum += count;
+        }
+        self.cancelled += others.cancelled;
+        self.refused += others.refused;
+        self
+    }
+
     /// All calls that have ended.
     pub fn total(&self) -> u64 {
         self.answered.iter().sum::<u64>() + self.cancelled + self.refused

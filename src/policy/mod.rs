@@ -7,6 +7,7 @@
 //! in [`PickInfo::avoid`].
 
 mod adaptive;
+mod hash_on;
 mod least_request;
 mod random;
 mod roster;
@@ -18,11 +19,13 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 pub use adaptive::Adaptive;
+pub use hash_on::{HashKey, HashOn};
 pub use least_request::LeastRequest;
 pub use random::Random;
 pub use round_robin::RoundRobin;
 
-use crate::endpoint::{Connectivity, EndpointId};
+use crate::endpoint::{Connectivity, Endpoint, EndpointId};
+use crate::error::Error;
 use crate::load::{Load, Scoring};
 use crate::rng::Rng;
 use crate::timestamp::Timestamp;
@@ -74,13 +77,28 @@ use crate::timestamp::Timestamp;
 /// # Ok::<(), equipoise::Error>(())
 /// ```
 pub trait Policy: Send + Debug {
-    /// Called with *all* members, in a stable order, whenever their set, their state or their weight
-    /// has changed, and once at the beginning with whatever there is.
+    /// Called with *all* members, in a stable order, whenever their set, their state, their
+    /// weight or their hash key has changed, and once at the beginning with whatever there is.
     fn update(&mut self, members: &[Member], now: Timestamp, rng: &mut Rng) -> Decision;
 
     /// What the endpoints' score cells should hold for this policy; asked once, at the beginning.
     fn scoring(&self) -> Scoring {
         Scoring::InFlight
+    }
+
+    /// What of a request [`PickInfo::hash`] is made from; asked once, at the beginning. Default: nothing, so that
+    /// only a call with a [`HashKey`] of its own has a hash.
+    fn hash_on(&self) -> HashOn {
+        HashOn::default()
+    }
+
+    /// Whether the policy can work as it was made; asked once, when the channel is built. Default: yes.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it, naming value and rule.
+    fn check(&self) -> Result<(), Error> {
+        Ok(())
     }
 }
 
@@ -111,7 +129,9 @@ pub struct Member {
     pub state: Connectivity,
     /// The weight its operator gave it, at least 1.
     pub weight: u32,
-    /// Its live facts, shared with the calls that change them.
+    /// What the resolver said of it.
+    pub endpoint: Arc<Endpoint>,
+    /// Its live facts as this policy sees them, shared with the calls that change them.
     pub load: Arc<Load>,
 }
 
@@ -124,6 +144,9 @@ pub trait Picker: Send + Sync + Debug {
     fn pick(&self, info: &PickInfo<'_>) -> PickResult;
 }
 
+/// The pickers of a channel's policies, by the number of the policy.
+pub type Pickers = Arc<[Arc<dyn Picker>]>;
+
 /// The facts of one call that a pick may rest on.
 #[derive(Clone, Copy, Debug)]
 pub struct PickInfo<'a> {
@@ -133,6 +156,9 @@ pub struct PickInfo<'a> {
     pub random: u64,
     /// The request's path: `/package.Service/Method`.
     pub path: &'a str,
+    /// What the call is to be placed by: its own [`HashKey`], else what [`Policy::hash_on`] names. `None` where
+    /// it has neither.
+    pub hash: Option<u64>,
     /// Endpoints this call has tried or found full.
     pub avoid: &'a [EndpointId],
 }
@@ -217,6 +243,7 @@ mod tests {
             id: EndpointId::new(slot as u32, 1),
             state,
             weight: 1 + slot as u32 % 3,
+            endpoint: Arc::new(world::endpoint(slot)),
             load: Arc::new(Load::new(cells.cell(slot))),
         };
         states.iter().enumerate().map(member).collect()
@@ -227,6 +254,7 @@ mod tests {
             now: Timestamp::from_secs(1),
             random,
             path: "/a.B/C",
+            hash: None,
             avoid,
         })
     }

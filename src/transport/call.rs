@@ -9,7 +9,7 @@ use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{Reason, RecvStream, SendStream};
 use http::header::USER_AGENT;
-use http::uri::{PathAndQuery, Scheme, Uri};
+use http::uri::{PathAndQuery, Uri};
 use tokio::task::JoinHandle;
 use tonic::body::Body;
 use tonic::{Code, Status};
@@ -287,7 +287,7 @@ fn failed(status: Status, reached: Reached) -> CallError {
 /// connection.
 fn outbound(head: &http::Request<()>, link: &Link) -> Result<http::Request<()>, Status> {
     let mut uri = http::uri::Parts::default();
-    uri.scheme = Some(Scheme::HTTP);
+    uri.scheme = Some(link.scheme.clone());
     uri.authority = Some(match head.uri().authority() {
         Some(own) => own.clone(),
         None => link.authority.clone(),

@@ -193,12 +193,12 @@ impl Local {
 pub(super) struct Dialler(Arc<Dial>);
 
 type Dial = dyn Fn(&Endpoint, &Address) -> Dialling + Send + Sync;
-type Dialling = BoxFuture<'static, io::Result<Box<dyn Stream>>>;
+type Dialling = BoxFuture<'static, io::Result<Box<dyn Duplex>>>;
 
 /// A byte stream of any make.
-pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
 impl Dialler {
     pub(super) fn new<F, D, S>(dial: F) -> Self
@@ -209,7 +209,7 @@ impl Dialler {
     {
         Self(Arc::new(move |endpoint, address| {
             let dialling = dial(endpoint, address);
-            Box::pin(async move { Ok(Box::new(dialling.await?) as Box<dyn Stream>) })
+            Box::pin(async move { Ok(Box::new(dialling.await?) as Box<dyn Duplex>) })
         }))
     }
 
@@ -241,7 +241,18 @@ pub(super) enum Socket {
     #[cfg(unix)]
     Unix(tokio::net::UnixStream),
     /// Of a dialler of the user's own.
-    Other(Box<dyn Stream>),
+    Other(Box<dyn Duplex>),
+}
+
+impl fmt::Debug for Socket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(stream) => stream.fmt(f),
+            #[cfg(unix)]
+            Self::Unix(stream) => stream.fmt(f),
+            Self::Other(_) => f.write_str("Socket"),
+        }
+    }
 }
 
 /// Connects to `address`; errors name it and carry the system's text.

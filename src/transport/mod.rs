@@ -21,19 +21,30 @@ mod call;
 mod dial;
 mod driver;
 mod failure;
+mod greeting;
 mod http2;
 mod keepalive;
 mod link;
 mod meter;
+mod options;
 mod pump;
 mod slots;
+mod stream;
+#[cfg(feature = "tls")]
+mod tls;
 #[cfg(feature = "tonic-transport")]
 mod tonic_channel;
 mod wear;
 
 pub use body::ResponseBody;
-pub use http2::{Http2Connection, Http2Connector, Http2Options};
+pub use http2::{Http2Connection, Http2Connector};
+pub use options::Http2Options;
 pub use slots::{Slot, Slots};
+#[cfg(feature = "tls")]
+pub use tls::Tls;
+/// The TLS library, for configurations of one's own: [`Tls::from_config`] takes those of this version.
+#[cfg(feature = "tls")]
+pub use tokio_rustls::rustls;
 #[cfg(feature = "tonic-transport")]
 pub use tonic_channel::{TonicBody, TonicConnection, TonicConnector};
 

@@ -5,6 +5,7 @@
 
 mod b;
 mod balanced;
+mod c;
 mod d;
 mod g;
 mod h;

@@ -15,6 +15,7 @@ pub mod load;
 pub mod process;
 pub mod rivals;
 pub mod timer;
+pub mod tls;
 
 use std::time::Duration;
 

@@ -58,7 +58,8 @@ const FAULTS: [Fault; 18] = [
 /// Everything a seed decides before the clock starts.
 pub(crate) struct Plan {
     settings: Settings,
-    policy: usize,
+    /// At least one.
+    policies: Vec<usize>,
     endpoints: Vec<Endpoint>,
     hosts: Vec<(Address, Host)>,
     chaos: Duration,
@@ -120,6 +121,7 @@ impl Plan {
                     _ => 10_000,
                 },
                 linger: ms(pick(&mut rng, &[0, 500, 30_000])),
+                keep_last_good: ms(pick(&mut rng, &[0, 700, 300_000])),
                 ..Config::default()
             },
             budget: ms(pick(&mut rng, &[200, 1_000, 10_000])),
@@ -138,7 +140,10 @@ impl Plan {
         };
         Self {
             settings,
-            policy: rng.below(4),
+            policies: match rng.below(4) {
+                0 => (0..2 + rng.below(2)).map(|_| rng.below(4)).collect(),
+                _ => vec![rng.below(4)],
+            },
             endpoints,
             hosts,
             chaos,
@@ -148,8 +153,8 @@ impl Plan {
         }
     }
 
-    fn policy(&self) -> Box<dyn Policy> {
-        match self.policy {
+    fn policy(which: usize) -> Box<dyn Policy> {
+        match which {
             0 => Box::new(Adaptive::default()),
             1 => Box::new(LeastRequest::default()),
             2 => Box::new(Random),
@@ -159,12 +164,19 @@ impl Plan {
 
     /// Chaos, healing, proof of life.
     pub(crate) fn run(self, keep_words: bool) -> Outcome {
-        let policy = self.policy();
-        self.run_with(policy, keep_words)
+        let mut policies = self.policies.iter().map(|&which| Self::policy(which));
+        let first = policies.next().expect("a plan has a policy");
+        let more = policies.collect();
+        self.run_with(first, more, keep_words)
     }
 
-    pub(crate) fn run_with(self, policy: Box<dyn Policy>, keep_words: bool) -> Outcome {
-        let mut world = World::new(self.settings.clone(), policy);
+    pub(crate) fn run_with(
+        self,
+        first: Box<dyn Policy>,
+        more: Vec<Box<dyn Policy>>,
+        keep_words: bool,
+    ) -> Outcome {
+        let mut world = World::with_policies(self.settings.clone(), first, more);
         world.trace.words = keep_words.then(Default::default);
         let words = WordsOnPanic;
         words.watch(&mut world, |world| self.live(world))

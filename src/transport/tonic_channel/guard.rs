@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use h2::Reason;
-use http::Uri;
+use http::uri::{Scheme, Uri};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
@@ -44,7 +44,10 @@ impl Guarded {
     ) -> (Self, oneshot::Receiver<()>) {
         let (heard, hearing) = oneshot::channel();
         let guarded = Self {
-            io: Metered::new(socket, link.clone()),
+            io: match link.scheme == Scheme::HTTPS {
+                true => Metered::opaque(socket, link.clone()),
+                false => Metered::new(socket, link.clone()),
+            },
             link,
             peek: Peek::default(),
             cap,

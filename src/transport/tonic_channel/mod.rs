@@ -13,8 +13,8 @@ use tokio::runtime::Handle;
 use tonic::transport::Endpoint as TonicEndpoint;
 
 use super::dial::{Dialler, Probes, TcpOptions, dial};
-use super::http2::authority_of;
 use super::link::Link;
+use super::options::authority_of;
 use super::wear::{RESETS_KEPT, RESETS_REMEMBERED};
 use super::{Condition, Connector};
 use crate::endpoint::{Address, Endpoint};
@@ -219,7 +219,7 @@ impl TonicConnector {
         address: &Address,
     ) -> Result<TonicConnection, ConnectError> {
         let uri = pattern.uri();
-        let Some(authority) = uri.authority().filter(|_| uri.scheme().is_some()) else {
+        let (Some(scheme), Some(authority)) = (uri.scheme(), uri.authority()) else {
             return Err(ConnectError::new(format!(
                 "{address}: endpoint: its uri {uri} has no scheme or no authority"
             )));
@@ -228,8 +228,10 @@ impl TonicConnector {
             Some(dialler) => dialler.dial(endpoint, address).await?,
             None => dial(address, &tcp_of(pattern, &self.tcp)).await?,
         };
-        let agent = HeaderValue::from_static("");
-        let link = Link::new(address.clone(), authority.clone(), agent, runtime);
+        // tonic writes scheme, authority and user agent itself.
+        let (scheme, authority) = (scheme.clone(), authority.clone());
+        let agent = HeaderValue::from_static("tonic");
+        let link = Link::new(address.clone(), scheme, authority, agent, runtime);
         let link = Arc::new(link);
         let (io, hearing) = Guarded::new(socket, link.clone(), self.streams);
         let connected = pattern.connect_with_connector(Once::new(io)).await;

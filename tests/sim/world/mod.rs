@@ -8,12 +8,11 @@ mod calls;
 mod driver;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
 use std::time::Duration;
 
 use equipoise::balancer::{AttemptId, Balancer, Config};
-use equipoise::load::Load;
-use equipoise::policy::{Picker, Policy};
+use equipoise::load::Loads;
+use equipoise::policy::{Pickers, Policy};
 use equipoise::rng::Rng;
 use equipoise::{
     Address, Connectivity, Endpoint, EndpointId, Outcome, ResolveError, StatusCode, Timestamp,
@@ -146,7 +145,7 @@ enum Job {
 }
 
 struct Seat {
-    load: Arc<Load>,
+    loads: Loads,
     /// Connections that take calls.
     open: BTreeSet<AttemptId>,
     closed: bool,
@@ -212,7 +211,8 @@ pub(crate) struct World {
     pub(crate) deeds: u64,
     pub(crate) publications: u64,
     pub(crate) trace: Trace,
-    picker: Option<Arc<dyn Picker>>,
+    pickers: Option<Pickers>,
+    policies: usize,
     queue: BTreeMap<(Timestamp, u64), Job>,
     sequence: u64,
     pumping: bool,
@@ -253,11 +253,21 @@ fn number(id: EndpointId) -> u64 {
 
 impl World {
     pub(crate) fn new(settings: Settings, policy: Box<dyn Policy>) -> Self {
+        Self::with_policies(settings, policy, Vec::new())
+    }
+
+    /// A world whose calls take turns at several policies.
+    pub(crate) fn with_policies(
+        settings: Settings,
+        first: Box<dyn Policy>,
+        more: Vec<Box<dyn Policy>>,
+    ) -> Self {
+        let policies = more.len();
         settings.config.validate().expect("the plan is valid");
         let mut rng = Rng::new(settings.seed);
         Self {
             now: Timestamp::ZERO,
-            balancer: Balancer::new(settings.config.clone(), policy, rng.word()),
+            balancer: Balancer::new(settings.config.clone(), first, more, rng.word()),
             checks: Checks::new(&settings),
             settings,
             hosts: BTreeMap::new(),
@@ -271,7 +281,8 @@ impl World {
                 hash: 0,
                 words: None,
             },
-            picker: None,
+            pickers: None,
+            policies: 1 + policies,
             queue: BTreeMap::new(),
             sequence: 0,
             pumping: false,
@@ -317,7 +328,7 @@ impl World {
     pub(crate) fn resolve(&mut self, list: Vec<Endpoint>) {
         self.trace.note(self.now, "list", list.len() as u64, 0);
         self.balancer.handle_resolution(Ok(list.clone()), self.now);
-        self.checks.listed(&list, &self.balancer);
+        self.checks.listed(&list, &self.balancer, self.now);
         self.after_news();
     }
 
@@ -452,7 +463,7 @@ impl World {
         assert_eq!(self.waiting.len(), 0, "calls waiting");
         for (id, seat) in &self.seats {
             assert_eq!(
-                (seat.load.in_flight(), seat.guards),
+                (seat.loads.in_flight(), seat.guards),
                 (0, 0),
                 "in flight on {id:?}"
             );
@@ -489,13 +500,14 @@ impl World {
             }
         } else {
             self.trace.note(self.now, "timer", 0, 0);
+            self.checks.time(self.now);
             self.balancer.handle_timeout(self.now);
             self.after_news();
         }
         self.checks.in_flight(
             self.seats
                 .iter()
-                .map(|(&id, seat)| (id, seat.load.in_flight(), seat.guards)),
+                .map(|(&id, seat)| (id, seat.loads.in_flight(), seat.guards)),
         );
         true
     }
