@@ -51,10 +51,8 @@ pub struct Builder<K> {
     policy: MakePolicy,
     wanted: Wanted,
     settings: Settings,
-    authority: Option<String>,
-    keepalive: Option<(Duration, Duration)>,
-    #[cfg(feature = "tls")]
-    tls: Option<Tls>,
+    // How connections are made, or what was wrong with what was asked for: told by `build`.
+    http2: Result<Http2Options, Error>,
     kind: PhantomData<fn() -> K>,
 }
 
@@ -105,10 +103,7 @@ impl<K> Builder<K> {
             policy: Arc::new(|| Box::new(Adaptive::default())),
             wanted: Wanted::default(),
             settings: Settings::default(),
-            authority: None,
-            keepalive: None,
-            #[cfg(feature = "tls")]
-            tls: None,
+            http2: Ok(Http2Options::default()),
             kind: PhantomData,
         }
     }
@@ -290,20 +285,53 @@ impl<K> Builder<K> {
 }
 
 impl Builder<Channel> {
+    /// How connections are made: everything that [`Http2Options`] knows. It replaces what was set before; the
+    /// shortcuts below change single options of it.
+    ///
+    /// ```
+    /// use equipoise::Channel;
+    /// use equipoise::transport::Http2Options;
+    ///
+    /// let options = Http2Options::default().with_windows(1 << 20, 32 << 20)?;
+    /// let channel = Channel::builder("static:127.0.0.1:50051")?
+    ///     .http2(options)
+    ///     .authority("greeter.prod.svc")
+    ///     .build()?;
+    /// # Ok::<(), equipoise::Error>(())
+    /// ```
+    pub fn http2(mut self, options: Http2Options) -> Self {
+        // What went wrong before is not forgiven: it would depend on the order of the calls.
+        self.http2 = self.http2.map(|_| options);
+        self
+    }
+
+    /// Changes the options, unless something was wrong before.
+    fn with_http2(
+        mut self,
+        change: impl FnOnce(Http2Options) -> Result<Http2Options, Error>,
+    ) -> Self {
+        self.http2 = self.http2.and_then(change);
+        self
+    }
+
     /// The name the calls go under (`:authority`), such as `greeter.prod.svc`. Default: host and port as the
     /// target has them; where it names no host, the address of the endpoint that takes the call, `localhost`
     /// on a Unix socket.
-    pub fn authority(mut self, authority: impl Into<String>) -> Self {
-        self.authority = Some(authority.into());
-        self
+    pub fn authority(self, authority: impl AsRef<str>) -> Self {
+        self.with_http2(|options| options.with_authority(authority.as_ref()))
     }
 
     /// When to ask a silent server whether it is still there: after `interval` without a byte while a call is
     /// open, giving it `timeout` to answer. Default 10 s and 20 s; see
     /// [`Http2Options::with_keepalive`].
-    pub fn keepalive(mut self, interval: Duration, timeout: Duration) -> Self {
-        self.keepalive = Some((interval, timeout));
-        self
+    pub fn keepalive(self, interval: Duration, timeout: Duration) -> Self {
+        self.with_http2(|options| options.with_keepalive(interval, timeout))
+    }
+
+    /// What servers see before our own name in `user-agent`, such as `shop/2.1`. Default: nothing; see
+    /// [`Http2Options::with_user_agent`].
+    pub fn user_agent(self, prefix: impl AsRef<str>) -> Self {
+        self.with_http2(|options| options.with_user_agent(prefix.as_ref()))
     }
 
     /// Secures every connection. Default: plaintext, or `Tls::new()` for an `https://` target.
@@ -323,9 +351,8 @@ impl Builder<Channel> {
     /// # Ok::<(), equipoise::Error>(())
     /// ```
     #[cfg(feature = "tls")]
-    pub fn tls(mut self, tls: Tls) -> Self {
-        self.tls = Some(tls);
-        self
+    pub fn tls(self, tls: Tls) -> Self {
+        self.with_http2(|options| options.with_tls(tls))
     }
 
     /// Makes the channel. Connecting begins at once inside a tokio runtime, else with the first call.
@@ -334,27 +361,19 @@ impl Builder<Channel> {
     ///
     /// When a setting is out of its range or no resolver knows the target; the error names value and rule.
     pub fn build(mut self) -> Result<Channel, Error> {
-        let mut options = Http2Options::default();
-        if let Some(authority) = self.authority.take() {
-            options = options.with_authority(&authority)?;
-        }
+        let mut options = std::mem::replace(&mut self.http2, Ok(Http2Options::default()))?;
         if let Some(written) = self.target.authority() {
             options = options.with_target(written)?;
         }
-        if let Some((interval, timeout)) = self.keepalive {
-            options = options.with_keepalive(interval, timeout)?;
-        }
-        options = self.secure(options)?;
+        let options = self.secure(options)?;
         Ok(self.plan()?.channel(Http2Connector::new(options)))
     }
 
     /// Adds TLS where it was asked for, by a setting or by the target, and the name to check.
     #[cfg(feature = "tls")]
-    fn secure(&mut self, mut options: Http2Options) -> Result<Http2Options, Error> {
+    fn secure(&self, mut options: Http2Options) -> Result<Http2Options, Error> {
         let target = &self.target;
-        if let Some(tls) = self.tls.take() {
-            options = options.with_tls(tls)?;
-        } else if target.wants_tls() && !options.is_secured() {
+        if target.wants_tls() && !options.is_secured() {
             options = options.with_tls(Tls::new())?;
         }
         if !options.is_secured() {
@@ -371,7 +390,7 @@ impl Builder<Channel> {
 
     /// Refuses what cannot be secured.
     #[cfg(not(feature = "tls"))]
-    fn secure(&mut self, options: Http2Options) -> Result<Http2Options, Error> {
+    fn secure(&self, options: Http2Options) -> Result<Http2Options, Error> {
         match self.target.wants_tls() {
             false => Ok(options),
             true => Err(Error::target(

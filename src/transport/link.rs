@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use futures_util::task::AtomicWaker;
+use http::HeaderValue;
 use http::uri::{Authority, Scheme};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -18,6 +19,7 @@ pub(super) struct Link {
     pub(super) address: Address,
     pub(super) scheme: Scheme,
     pub(super) authority: Authority,
+    pub(super) agent: HeaderValue,
     pub(super) runtime: Handle,
     pub(super) slots: Arc<Slots>,
     pub(super) meter: Meter,
@@ -48,12 +50,14 @@ impl Link {
         address: Address,
         scheme: Scheme,
         authority: Authority,
+        agent: HeaderValue,
         runtime: Handle,
     ) -> Self {
         Self {
             address,
             scheme,
             authority,
+            agent,
             runtime,
             slots: Slots::new(0),
             meter: Meter::default(),
@@ -183,7 +187,8 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().build();
         let handle = runtime.unwrap().handle().clone();
         let address = "127.0.0.1:1".parse().unwrap();
-        Link::new(address, Scheme::HTTP, "a".parse().unwrap(), handle)
+        let agent = HeaderValue::from_static("a");
+        Link::new(address, Scheme::HTTP, "a".parse().unwrap(), agent, handle)
     }
 
     #[test]

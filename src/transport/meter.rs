@@ -44,11 +44,27 @@ impl Meter {
 pub(super) struct Metered<T> {
     io: T,
     link: Arc<Link>,
+    greeting: bool,
 }
 
 impl<T> Metered<T> {
+    /// A stream of HTTP/2: whatever else the server speaks ends it.
     pub(super) fn new(io: T, link: Arc<Link>) -> Self {
-        Self { io, link }
+        Self {
+            io,
+            link,
+            greeting: true,
+        }
+    }
+
+    /// A stream on which somebody else speaks TLS.
+    #[cfg(feature = "tonic-transport")]
+    pub(super) fn opaque(io: T, link: Arc<Link>) -> Self {
+        Self {
+            io,
+            link,
+            greeting: false,
+        }
     }
 
     fn wrote(&self, bytes: usize) {
@@ -89,6 +105,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Metered<T> {
                 let received = &this.link.meter.received;
                 let earlier = received.fetch_add(bytes as u64, Ordering::Relaxed);
                 if earlier == 0
+                    && this.greeting
                     && let Some(what) = foreign(&buf.filled()[before..])
                 {
                     // h2 would wait for the rest of a frame, and at best call it too large.

@@ -14,6 +14,7 @@ mod routing;
 mod steering;
 mod tls;
 mod tonic_bugs;
+mod tonic_connector;
 mod wide;
 
 use std::net::SocketAddr;
