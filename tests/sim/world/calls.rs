@@ -22,11 +22,16 @@ impl World {
                 now: self.now,
                 random: self.rng.word(),
                 path: "/sim.World/Call",
-                hash: None,
+                hash: call.hash,
                 avoid: &call.avoid,
             };
-            match picker.pick(&info) {
-                PickResult::Pick(id) => {
+            let result = picker.pick(&info);
+            if let PickResult::PickAndConnect { connect, .. } = result {
+                self.balancer.handle_wanted(connect, self.now);
+                self.after_news();
+            }
+            match result {
+                PickResult::Pick(id) | PickResult::PickAndConnect { id, .. } => {
                     self.checks.picked(id);
                     let open = self
                         .seats
