@@ -180,9 +180,9 @@ impl HashOn {
         Ok(())
     }
 
-    /// The hash of what `head` has of it; `None` where it has nothing.
+    /// The hash of what the head of a request has of it; `None` where it has nothing.
     #[inline]
-    pub(crate) fn hash(&self, head: &http::Request<()>) -> Option<u64> {
+    pub fn hash(&self, head: &http::Request<()>) -> Option<u64> {
         let mut hash: Option<u64> = None;
         for part in &*self.parts {
             if let Some(new) = part.what.hash(head) {

@@ -162,7 +162,7 @@ impl Plan {
             1 => Box::new(LeastRequest::default()),
             2 => Box::new(Random),
             3 => Box::new(RoundRobin::default()),
-            RING => Box::new(RingHash::default().with_sizes(64, 256)),
+            RING.. => Box::new(RingHash::default().with_sizes(64, 256)),
         }
     }
 
@@ -342,10 +342,8 @@ fn strike(world: &mut World, fault: Fault, word: u64, endpoints: &[Endpoint]) {
         Fault::Reweigh => {
             let heavier = endpoints.iter().map(|endpoint| {
                 let weight = 1 + rng.below(9) as u32;
-                endpoint
-                    .clone()
-                    .with_weight(weight)
-                    .expect("it is at least 1")
+                let endpoint = endpoint.clone().with_hash_key(format!("{}", rng.below(9)));
+                endpoint.with_weight(weight).expect("it is at least 1")
             });
             let list = heavier.collect();
             return world.resolve(list);

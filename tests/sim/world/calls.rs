@@ -25,6 +25,7 @@ impl World {
                 hash: call.hash,
                 avoid: &call.avoid,
             };
+            let waits = call.request.wait_for_ready;
             let result = picker.pick(&info);
             if let PickResult::PickAndConnect { connect, .. } = result {
                 self.balancer.handle_wanted(connect, self.now);
@@ -63,7 +64,7 @@ impl World {
                     return;
                 }
                 PickResult::Fail => {
-                    return match call.request.wait_for_ready {
+                    return match waits {
                         true => self.wait(number_of_call),
                         false => self.finish(number_of_call, Ending::NoEndpoint),
                     };
