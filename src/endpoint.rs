@@ -44,7 +44,7 @@ impl FromStr for Address {
         }
         let address: SocketAddr = text
             .parse()
-            .map_err(|_| Error::address(text, "expected ip:port, [ipv6]:port or unix:path"))?;
+            .map_err(|_| Error::address(text, broken_rule(text)))?;
         if address.port() == 0 {
             return Err(Error::address(text, "port 0 cannot be dialled"));
         }
@@ -55,6 +55,14 @@ impl FromStr for Address {
             ));
         }
         Ok(Self::Tcp(address))
+    }
+}
+
+/// What a text that is no address should have been.
+fn broken_rule(text: &str) -> &'static str {
+    match text.starts_with('[') && text.contains('%') {
+        true => "a zone is the number of an interface, as in [fe80::1%2]:50051",
+        false => "expected ip:port, [ipv6]:port or unix:path",
     }
 }
 

@@ -10,14 +10,15 @@
 //! # mod greeter { pub struct GreeterClient<T>(T); impl<T> GreeterClient<T> { pub fn new(t: T) -> Self { Self(t) } } }
 //! # use greeter::GreeterClient;
 //! # fn main() -> Result<(), equipoise::Error> {
-//! let channel = equipoise::Channel::builder("static:10.0.0.1:50051,10.0.0.2:50051")?.build()?;
+//! let channel = equipoise::Channel::builder("dns:///greeter.prod.svc:50051")?.build()?;
 //! let mut client = GreeterClient::new(channel);
 //! # Ok(()) }
 //! ```
 //!
 //! # Ten minutes
 //!
-//! * *Which endpoints?* A [`Target`] lists them; or [`Channel::from_endpoints`] and
+//! * *Which endpoints?* A [`Target`] names or lists them: every address of a name, [looked up](resolver::Dns)
+//!   again and again, or a fixed list; or [`Channel::from_endpoints`] and
 //!   [`set_endpoints`](Channel::set_endpoints), by hand; or a [`Resolver`](resolver::Resolver) of your own.
 //! * *Which of them gets the call?* A [`policy`]: [`Adaptive`](policy::Adaptive) unless you say otherwise.
 //! * *For how long?* The call's own `grpc-timeout`, bounded by [`Builder::timeout`]: it covers waiting for
@@ -25,7 +26,8 @@
 //! * *And if none is ready?* The call waits while some endpoint is connecting, and fails at once when all
 //!   have failed; with [`WaitForReady`] it waits on.
 //! * *One call, another rule?* Request extensions: [`WaitForReady`], [`Override`], [`Avoid`], [`HashKey`].
-//! * *What is going on?* [`Channel::endpoints`], [`Channel::state`], the [`Served`] extension of a response,
+//! * *What is going on?* [`Channel::endpoints`], [`Channel::state`], [`Channel::resolution`], the [`Served`]
+//!   extension of a response,
 //!   and `tracing` events under the target `equipoise` (a span per call under `equipoise::call`, at debug
 //!   level). Bodies and metadata values are never logged.
 //!
@@ -71,8 +73,8 @@ mod timestamp;
 pub mod transport;
 
 pub use channel::{
-    Avoid, BalanceLayer, Builder, Channel, EndpointStatus, MethodConfig, Override, ResponseBody,
-    Served, WaitForReady,
+    Avoid, BalanceLayer, Builder, Channel, EndpointStatus, MethodConfig, Override, Resolution,
+    ResponseBody, Served, WaitForReady,
 };
 pub use endpoint::{Address, Connectivity, Endpoint, EndpointId};
 pub use error::{ConnectError, Error, ResolveError};

@@ -7,7 +7,7 @@ use super::backoff::Backoff;
 use crate::endpoint::{Address, Connectivity, Endpoint, EndpointId};
 use crate::error::{ConnectError, Error, ResolveError};
 use crate::load::Loads;
-use crate::policy::Picker;
+use crate::policy::Pickers;
 use crate::timestamp::Timestamp;
 
 /// What a balancer heeds.
@@ -28,6 +28,9 @@ pub struct Config {
     /// ready: a fleet replaced at once is then no gap. Default 30 s, that of the drain deadline; 0 lets
     /// them go at once.
     pub linger: Duration,
+    /// How long the last list with somebody in it stays in use when the resolver says that there is nobody,
+    /// from the first time it says so. Default 0: an empty list takes effect at once. Up to 24 h.
+    pub keep_last_good: Duration,
 }
 
 impl Default for Config {
@@ -38,6 +41,7 @@ impl Default for Config {
             max_endpoints: 10_000,
             stagger: Duration::from_millis(250),
             linger: Duration::from_secs(30),
+            keep_last_good: Duration::ZERO,
         }
     }
 }
@@ -62,6 +66,13 @@ impl Config {
             return Err(Error::config(format!(
                 "stagger {:?} must be at least 10ms",
                 self.stagger
+            )));
+        }
+        const DAY: Duration = Duration::from_secs(86_400);
+        if self.keep_last_good > DAY {
+            return Err(Error::config(format!(
+                "keep_last_good {:?} is not in 0s..=24h",
+                self.keep_last_good
             )));
         }
         Ok(())
@@ -123,7 +134,7 @@ pub enum Action {
 #[derive(Clone, Debug)]
 pub struct Publication {
     /// Answer the calls, each those of its policy, by the number of the policy.
-    pub pickers: Arc<[Arc<dyn Picker>]>,
+    pub pickers: Pickers,
     /// The state of the whole.
     pub state: Connectivity,
     /// The last failure in words, for calls that fail for lack of an endpoint.
@@ -165,6 +176,14 @@ pub enum Event {
         duplicates: usize,
         /// Endpoints left out for [`Config::max_endpoints`].
         over_limit: usize,
+    },
+    /// The resolver says that there is nobody, and the last list stays in use for now
+    /// ([`Config::keep_last_good`]). Told each time it says so.
+    Kept {
+        /// Endpoints in use.
+        endpoints: usize,
+        /// When the empty list takes effect.
+        until: Timestamp,
     },
     /// The resolver has no answer just now; the last good list stays in use.
     ResolveFailed(ResolveError),
@@ -213,6 +232,10 @@ mod tests {
             (
                 broken(|c| c.stagger = Duration::from_millis(9)),
                 "stagger 9ms must be at least 10ms",
+            ),
+            (
+                broken(|c| c.keep_last_good = Duration::from_secs(86_401)),
+                "keep_last_good 86401s is not in 0s..=24h",
             ),
             (
                 broken(|c| c.backoff.multiplier = 0.0),

@@ -33,7 +33,7 @@ pub use backoff::Backoff;
 
 use crate::endpoint::{Connectivity, Endpoint, EndpointId};
 use crate::error::{ConnectError, ResolveError};
-use crate::policy::{Picker, Policy};
+use crate::policy::{Pickers, Policy};
 use crate::rng::Rng;
 use crate::timestamp::Timestamp;
 
@@ -63,9 +63,11 @@ pub struct Balancer {
     joining: Vec<EndpointId>,
     /// Until when endpoints that left the list may stay in use, while there are any.
     bridge: Option<Timestamp>,
+    /// When the empty list takes effect that the resolver gave.
+    kept: Option<Timestamp>,
     resolved: Resolved,
     stale: Stale,
-    published: Option<(Timestamp, Arc<[Arc<dyn Picker>]>)>,
+    published: Option<(Timestamp, Pickers)>,
     state: Connectivity,
     why: Option<Arc<str>>,
     look_again: bool,
@@ -151,6 +153,7 @@ impl Balancer {
             tally: Tally::default(),
             joining: Vec::new(),
             bridge: None,
+            kept: None,
             resolved: Resolved::Nothing,
             stale: Stale::No,
             published: None,
@@ -164,9 +167,10 @@ impl Balancer {
 
     /// The resolver gave a complete list, or has no answer.
     ///
-    /// An empty list means that there is nobody. Ready endpoints that are not in a list of others stay in
-    /// use until one of those is ready, for [`Config::linger`] at the most. An error leaves the last list in use; before the first
-    /// list it makes calls fail rather than wait.
+    /// An empty list means that there is nobody; after a list with somebody in it, it takes effect when
+    /// [`Config::keep_last_good`] has passed. Ready endpoints that are not in a list of others stay in
+    /// use until one of those is ready, for [`Config::linger`] at the most. An error leaves the last list
+    /// in use; before the first list it makes calls fail rather than wait.
     pub fn handle_resolution(
         &mut self,
         found: Result<Vec<Endpoint>, ResolveError>,
@@ -184,8 +188,29 @@ impl Balancer {
                 return;
             }
         };
+        if list.is_empty() && self.keeps(now) {
+            return;
+        }
+        self.take_up(list, now);
+    }
+
+    /// Whether an empty list has to wait, because the list before it is still good enough.
+    fn keeps(&mut self, now: Timestamp) -> bool {
+        let endpoints = self.table.listed();
+        if endpoints == 0 || self.config.keep_last_good.is_zero() {
+            return false;
+        }
+        // Counted from the first time on.
+        let until = *self.kept.get_or_insert(now + self.config.keep_last_good);
+        self.events.push_back(Event::Kept { endpoints, until });
+        true
+    }
+
+    /// Makes `list` the list.
+    fn take_up(&mut self, list: Vec<Endpoint>, now: Timestamp) {
         let first = self.resolved != Resolved::List;
         self.resolved = Resolved::List;
+        self.kept = None;
         if list.is_empty() {
             self.explain("the resolver found no endpoints".into());
         }
@@ -267,6 +292,9 @@ impl Balancer {
             self.tell(id, News::Tick, now);
         }
         self.depart_by_time(now);
+        if self.kept.is_some_and(|until| until <= now) {
+            self.take_up(Vec::new(), now);
+        }
     }
 
     /// The next thing to do, in the order it is to be done.
@@ -290,7 +318,8 @@ impl Balancer {
     pub fn poll_timeout(&self) -> Option<Timestamp> {
         let deadline = self.deadlines.first().map(|&(at, _)| at);
         let publication = self.publication_due();
-        let timers = [deadline, publication, self.pace.next_turn(), self.bridge];
+        let turn = self.pace.next_turn();
+        let timers = [deadline, publication, turn, self.bridge, self.kept];
         timers.into_iter().flatten().min()
     }
 
@@ -476,7 +505,7 @@ impl Balancer {
     }
 
     /// Asks the policies, and does what they wish.
-    fn decide(&mut self, now: Timestamp) -> Arc<[Arc<dyn Picker>]> {
+    fn decide(&mut self, now: Timestamp) -> Pickers {
         self.welcome(now);
         let decisions = self.policies.decide(self.table.rows(), now, &mut self.rng);
         let wanted = decisions.connect;

@@ -1,11 +1,10 @@
 //! The policies of one channel, each with the score cells that it compares.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use crate::endpoint::EndpointId;
 use crate::load::{Cells, Load, Loads, median};
-use crate::policy::{Connect, Member, Picker, Policy};
+use crate::policy::{Connect, Member, Pickers, Policy};
 use crate::rng::Rng;
 use crate::timestamp::Timestamp;
 
@@ -41,7 +40,7 @@ impl Scored {
 #[derive(Debug)]
 pub(super) struct Decisions {
     /// By the number of the policy.
-    pub(super) pickers: Arc<[Arc<dyn Picker>]>,
+    pub(super) pickers: Pickers,
     /// Who should be connected, as far as any of them says; everyone, when `None`.
     pub(super) connect: Option<BTreeSet<EndpointId>>,
 }

@@ -5,15 +5,13 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 use crate::balancer::{self, Backoff, Balancer};
-use crate::clock::Clock;
 use crate::endpoint::Connectivity;
 use crate::error::Error;
 use crate::policy::{Adaptive, PickInfo, PickResult, Picker, Policy};
-use crate::resolver::{Hints, Resolver};
+use crate::resolver::{Dns, Hints, Resolver};
 use crate::target::Target;
 use crate::transport::{Connector, Http2Connector, Http2Options};
 
@@ -23,7 +21,6 @@ use super::routes::{MakePolicy, MethodConfig, Wanted};
 use super::service::Channel;
 use super::shared::{Core, Shared};
 use super::snapshot::{Seats, Snapshot};
-use super::waiters::Waiters;
 
 /// Collects the settings of a [`Channel`] or a [`BalanceLayer`]; `build` checks them all.
 ///
@@ -63,6 +60,7 @@ struct Settings {
     connect_timeout: Duration,
     drain_deadline: Duration,
     queue_limit: usize,
+    keep_last_good: Duration,
     balancer: balancer::Config,
 }
 
@@ -73,6 +71,7 @@ impl Default for Settings {
             connect_timeout: Duration::from_secs(10),
             drain_deadline: Duration::from_secs(30),
             queue_limit: 1_000,
+            keep_last_good: Duration::from_secs(300),
             balancer: balancer::Config::default(),
         }
     }
@@ -167,7 +166,8 @@ impl<K> Builder<K> {
         self
     }
 
-    /// Where the endpoints come from, for a target of any scheme. Default: the target itself lists them.
+    /// Where the endpoints come from, for a target of any scheme. Default: the target itself lists them, or
+    /// names a host, which [`Dns`] looks up.
     pub fn resolver(mut self, resolver: impl Resolver + 'static) -> Self {
         self.resolver = Some(Arc::new(resolver));
         self.unresolved = None;
@@ -225,10 +225,27 @@ impl<K> Builder<K> {
         self
     }
 
-    fn plan(self) -> Result<Plan, Error> {
+    /// When the resolver answers that there is nobody: how long its last list with somebody in it stays in
+    /// use, counted from the first such answer. Then calls fail until there is somebody again. Default 5 min:
+    /// an empty answer is more often a mistake of the discovery than the end of a service. Up to 24 h; 0 lets
+    /// an empty answer take effect at once, as in gRPC.
+    ///
+    /// An error of the resolver is no answer: it leaves the last list in use for as long as it takes. Lists
+    /// by hand are meant as they are.
+    pub fn keep_last_good(mut self, max_age: Duration) -> Self {
+        self.settings.keep_last_good = max_age;
+        self
+    }
+
+    fn plan(mut self) -> Result<Plan, Error> {
         if let Some(error) = self.unresolved {
             return Err(error);
         }
+        if self.resolver.is_none() && self.target.name().is_some() {
+            self.resolver = Some(Arc::new(Dns::default()));
+        }
+        // Checked with the rest of what the balancer heeds.
+        self.settings.balancer.keep_last_good = self.settings.keep_last_good;
         let settings = &self.settings;
         const MS: Duration = Duration::from_millis(1);
         const HOUR: Duration = Duration::from_secs(3_600);
@@ -250,6 +267,12 @@ impl<K> Builder<K> {
         settings.balancer.validate()?;
         (self.policy)().check()?;
         self.wanted.check()?;
+        match &self.resolver {
+            Some(resolver) => resolver
+                .check(&self.target)
+                .map_err(|error| Error::config(error.to_string()))?,
+            None => self.settings.balancer.keep_last_good = Duration::ZERO,
+        }
         Ok(Plan {
             target: self.target,
             resolver: self.resolver,
@@ -261,8 +284,9 @@ impl<K> Builder<K> {
 }
 
 impl Builder<Channel> {
-    /// The name the calls go under (`:authority`), such as `greeter.prod.svc`. Default: the address of the
-    /// endpoint that takes the call, `localhost` on a Unix socket.
+    /// The name the calls go under (`:authority`), such as `greeter.prod.svc`. Default: host and port as the
+    /// target has them; where it names no host, the address of the endpoint that takes the call, `localhost`
+    /// on a Unix socket.
     pub fn authority(mut self, authority: impl Into<String>) -> Self {
         self.authority = Some(authority.into());
         self
@@ -282,9 +306,17 @@ impl Builder<Channel> {
     ///
     /// When a setting is out of its range or no resolver knows the target; the error names value and rule.
     pub fn build(mut self) -> Result<Channel, Error> {
+        if self.target.wants_tls() {
+            let text = self.target.to_string();
+            return Err(Error::target(
+                &text,
+                "https needs TLS, which this version does not have",
+            ));
+        }
         let mut options = Http2Options::default();
-        if let Some(authority) = self.authority.take() {
-            options = options.with_authority(&authority)?;
+        let authority = self.authority.take();
+        if let Some(authority) = authority.as_deref().or(self.target.authority()) {
+            options = options.with_authority(authority)?;
         }
         if let Some((interval, timeout)) = self.keepalive {
             options = options.with_keepalive(interval, timeout)?;
@@ -309,6 +341,14 @@ impl Builder<BalanceLayer> {
     ///
     /// When a setting is out of its range or no resolver knows the target; the error names value and rule.
     pub fn build(self) -> Result<BalanceLayer, Error> {
+        if self.target.wants_tls() {
+            // Taking it would promise what only the connector can keep.
+            let text = self.target.to_string();
+            return Err(Error::target(
+                &text,
+                "TLS is the affair of the layer's connector; write dns:///host:port here",
+            ));
+        }
         Ok(BalanceLayer::new(self.plan()?))
     }
 }
@@ -342,20 +382,14 @@ impl Plan {
         let first = (self.policy)();
         let (routes, more) = self.wanted.routes(&*first, settings.timeout);
         let unborn: Arc<dyn Picker> = Arc::new(Unborn);
-        let pickers = vec![unborn; 1 + more.len()].into();
+        let snapshot = Snapshot {
+            pickers: vec![unborn; 1 + more.len()].into(),
+            seats: Arc::new(Seats::new(Vec::new())),
+            state: Connectivity::Connecting,
+            why: None,
+        };
         let balancer = Balancer::new(settings.balancer.clone(), first, more, seed);
-        let core = Arc::new(Core {
-            snapshot: ArcSwap::from_pointee(Snapshot {
-                pickers,
-                seats: Arc::new(Seats::new(Vec::new())),
-                state: Connectivity::Connecting,
-                why: None,
-            }),
-            waiters: Waiters::new(settings.queue_limit),
-            clock: Clock::start(),
-            routes,
-            state: watch::Sender::new(Connectivity::Connecting),
-        });
+        let core = Arc::new(Core::new(snapshot, settings.queue_limit, routes));
         let (commands, orders) = mpsc::unbounded_channel();
         let limits = Limits {
             connect: settings.connect_timeout,

@@ -20,6 +20,7 @@ use crate::resolver::{Hints, Update};
 use crate::timestamp::Timestamp;
 use crate::transport::{Condition, Connection, Connector, Control};
 
+use super::resolution::Heard;
 use super::shared::{Command, Core};
 use super::snapshot::{Live, Seat, Seats, Snapshot};
 
@@ -447,20 +448,10 @@ impl<C: Connector> Driver<C> {
             Event::Channel { from, to } => {
                 tracing::info!(target: "equipoise", %from, %to, "channel state");
             }
-            Event::Resolved {
-                endpoints,
-                added,
-                removed,
-                duplicates,
-                over_limit,
-            } => {
-                tracing::info!(target: "equipoise", endpoints, added, removed, duplicates, "endpoint list");
-                if over_limit > 0 {
-                    tracing::warn!(target: "equipoise", over_limit, "endpoint list longer than max_endpoints; the rest is left out");
-                }
-            }
-            Event::ResolveFailed(error) => {
-                tracing::warn!(target: "equipoise", %error, "resolver failed; the last list stays in use");
+            Event::Resolved { .. } | Event::Kept { .. } | Event::ResolveFailed(_) => {
+                let mut heard = Heard::clone(&self.core.heard.load());
+                heard.note(&event, now);
+                self.core.heard.store(Arc::new(heard));
             }
         }
     }

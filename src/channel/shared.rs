@@ -11,6 +11,7 @@ use crate::clock::Clock;
 use crate::endpoint::{Connectivity, Endpoint, EndpointId};
 use crate::transport::Connection;
 
+use super::resolution::Heard;
 use super::routes::Routes;
 use super::snapshot::Snapshot;
 use super::waiters::Waiters;
@@ -22,6 +23,22 @@ pub(super) struct Core<N> {
     pub(super) clock: Clock,
     pub(super) routes: Routes,
     pub(super) state: watch::Sender<Connectivity>,
+    /// What was last heard of the endpoint list; the driver alone writes it.
+    pub(super) heard: ArcSwap<Heard>,
+}
+
+impl<N> Core<N> {
+    /// What calls and driver begin with.
+    pub(super) fn new(first: Snapshot<N>, queue_limit: usize, routes: Routes) -> Self {
+        Self {
+            state: watch::Sender::new(first.state),
+            snapshot: ArcSwap::from_pointee(first),
+            waiters: Waiters::new(queue_limit),
+            clock: Clock::start(),
+            routes,
+            heard: ArcSwap::default(),
+        }
+    }
 }
 
 /// What a channel asks of its driver.

@@ -10,14 +10,14 @@ use crate::balancer::AttemptId;
 use crate::endpoint::{Address, Connectivity, Endpoint, EndpointId};
 use crate::error::ConnectError;
 use crate::load::Loads;
-use crate::policy::Picker;
+use crate::policy::Pickers;
 use crate::timestamp::Timestamp;
 use crate::transport::{Connection, Control, Slot, Traffic};
 
 /// One published decision. A call loads it once per pick and keeps none of it.
 pub(super) struct Snapshot<N> {
     /// By the number of the policy.
-    pub(super) pickers: Arc<[Arc<dyn Picker>]>,
+    pub(super) pickers: Pickers,
     pub(super) seats: Arc<Seats<N>>,
     pub(super) state: Connectivity,
     /// Why calls fail while nobody can take them.

@@ -147,6 +147,9 @@ pub trait Picker: Send + Sync + Debug {
     fn pick(&self, info: &PickInfo<'_>) -> PickResult;
 }
 
+/// The pickers of a channel's policies, by the number of the policy.
+pub type Pickers = Arc<[Arc<dyn Picker>]>;
+
 /// The facts of one call that a pick may rest on.
 #[derive(Clone, Copy, Debug)]
 pub struct PickInfo<'a> {

@@ -10,6 +10,7 @@ mod deadlines;
 mod hashing;
 mod lifecycle;
 mod observing;
+mod routing;
 mod steering;
 mod tonic_bugs;
 mod wide;

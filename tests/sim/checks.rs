@@ -19,6 +19,11 @@ pub(crate) struct Checks {
     prompt: bool,
     tracks: BTreeMap<EndpointId, Track>,
     listed: Option<BTreeSet<Identity>>,
+    keep_last_good: Duration,
+    /// When the empty list takes effect that was given last.
+    kept: Option<Timestamp>,
+    /// Whether the balancer has told of it.
+    kept_told: bool,
     unresolved: bool,
     channel: Connectivity,
     /// Dials that lost their race or their endpoint: the balancer must abandon each.
@@ -91,6 +96,9 @@ impl Checks {
             prompt: settings.lag.is_zero(),
             tracks: BTreeMap::new(),
             listed: None,
+            keep_last_good: settings.config.keep_last_good,
+            kept: None,
+            kept_told: false,
             unresolved: false,
             channel: Connectivity::Connecting,
             discarded: BTreeSet::new(),
@@ -102,9 +110,27 @@ impl Checks {
 
     // The resolver's news.
 
-    pub(crate) fn listed(&mut self, list: &[Endpoint], balancer: &Balancer) {
-        self.listed = Some(list.iter().map(identity).collect());
+    pub(crate) fn listed(&mut self, list: &[Endpoint], balancer: &Balancer, now: Timestamp) {
+        let somebody = self.listed.as_ref().is_some_and(|list| !list.is_empty());
+        if list.is_empty() && somebody && !self.keep_last_good.is_zero() {
+            // From the first empty one on.
+            if self.kept.is_none() {
+                self.kept = Some(now + self.keep_last_good);
+                self.kept_told = false;
+            }
+        } else {
+            self.kept = None;
+            self.listed = Some(list.iter().map(identity).collect());
+        }
         self.departed(balancer);
+    }
+
+    /// Time has passed, and the balancer is about to hear of it.
+    pub(crate) fn time(&mut self, now: Timestamp) {
+        if self.kept.is_some_and(|until| until <= now) {
+            self.kept = None;
+            self.listed = Some(BTreeSet::new());
+        }
     }
 
     /// Before the work is done: who is not there any more is to be closed.
@@ -335,6 +361,10 @@ impl Checks {
                     over_limit,
                     ..
                 } => assert!(endpoints <= self.max_endpoints && (over_limit == 0 || endpoints > 0)),
+                Event::Kept { endpoints, .. } => {
+                    assert!(endpoints > 0, "nobody was kept");
+                    self.kept_told = true;
+                }
                 Event::ResolveFailed(_) => {}
             }
         }
@@ -352,6 +382,12 @@ impl Checks {
             balancer.state(),
             self.channel,
             "{now:?}: a change of state without an event"
+        );
+        assert!(
+            self.kept
+                .is_none_or(|until| self.kept_told && (until > now || !self.prompt)),
+            "{now:?}: the last list outlived its time, or nobody was told: {:?}",
+            self.kept
         );
         self.steps += 1;
         if self.tracks.len() > MANY && !self.steps.is_multiple_of(128) {

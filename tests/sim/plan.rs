@@ -125,6 +125,7 @@ impl Plan {
                     _ => 10_000,
                 },
                 linger: ms(pick(&mut rng, &[0, 500, 30_000])),
+                keep_last_good: ms(pick(&mut rng, &[0, 700, 300_000])),
                 ..Config::default()
             },
             budget: ms(pick(&mut rng, &[200, 1_000, 10_000])),

@@ -8,12 +8,11 @@ mod calls;
 mod driver;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
 use std::time::Duration;
 
 use equipoise::balancer::{AttemptId, Balancer, Config};
 use equipoise::load::Loads;
-use equipoise::policy::{Picker, Policy};
+use equipoise::policy::{Pickers, Policy};
 use equipoise::rng::Rng;
 use equipoise::{
     Address, Connectivity, Endpoint, EndpointId, Outcome, ResolveError, StatusCode, Timestamp,
@@ -214,7 +213,7 @@ pub(crate) struct World {
     pub(crate) deeds: u64,
     pub(crate) publications: u64,
     pub(crate) trace: Trace,
-    pickers: Option<Arc<[Arc<dyn Picker>]>>,
+    pickers: Option<Pickers>,
     policies: usize,
     queue: BTreeMap<(Timestamp, u64), Job>,
     sequence: u64,
@@ -331,7 +330,7 @@ impl World {
     pub(crate) fn resolve(&mut self, list: Vec<Endpoint>) {
         self.trace.note(self.now, "list", list.len() as u64, 0);
         self.balancer.handle_resolution(Ok(list.clone()), self.now);
-        self.checks.listed(&list, &self.balancer);
+        self.checks.listed(&list, &self.balancer, self.now);
         self.after_news();
     }
 
@@ -516,6 +515,7 @@ impl World {
             }
         } else {
             self.trace.note(self.now, "timer", 0, 0);
+            self.checks.time(self.now);
             self.balancer.handle_timeout(self.now);
             self.after_news();
         }
