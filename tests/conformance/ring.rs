@@ -10,15 +10,18 @@ use xxhash_rust::xxh64::xxh64;
 
 use crate::{hex, number, ring_hash, rows, text, whole};
 
+/// Hash keys and weights.
+type List = Vec<(String, u32)>;
+
 /// A ring of the vectors, made by ours from the endpoints in any order.
 struct Case<'a> {
     row: &'a Value,
-    endpoints: Vec<(String, u32)>,
+    endpoints: List,
     ring: Ring,
 }
 
 impl<'a> Case<'a> {
-    fn new(row: &'a Value, arrange: fn(&mut Vec<(String, u32)>)) -> Self {
+    fn new(row: &'a Value, arrange: fn(&mut List)) -> Self {
         let endpoint = |value: &Value| {
             let weight = whole(&value["weight"]).try_into().expect("a weight");
             (text(&value["hash_key"]).to_owned(), weight)
@@ -77,8 +80,7 @@ impl<'a> Case<'a> {
 }
 
 /// The orders a resolver may give a list in.
-const ORDERS: [fn(&mut Vec<(String, u32)>); 3] =
-    [|_| {}, |list| list.reverse(), |list| list.rotate_left(1)];
+const ORDERS: [fn(&mut List); 3] = [|_| {}, |list| list.reverse(), |list| list.rotate_left(1)];
 
 fn each_case(check: impl Fn(&Case<'_>)) {
     let vectors = ring_hash();
@@ -195,7 +197,7 @@ fn every_key_has_its_owner_and_those_who_stand_in() {
 }
 
 /// A fleet of the vectors' statistics.
-fn fleet(size: u64) -> Vec<(String, u32)> {
+fn fleet(size: u64) -> List {
     let key = |i| format!("10.0.{}.{}:8080", i / 250, i % 250 + 1);
     (0..size).map(|i| (key(i), 1)).collect()
 }
