@@ -25,8 +25,9 @@
 //!   an endpoint, every attempt, and the response's body.
 //! * *And if none is ready?* The call waits while some endpoint is connecting, and fails at once when all
 //!   have failed; with [`WaitForReady`] it waits on.
-//! * *One call, another rule?* Request extensions: [`WaitForReady`], [`Override`], [`Avoid`].
-//! * *What is going on?* [`Channel::endpoints`], [`Channel::state`], [`Channel::resolution`], the [`Served`] extension of a response,
+//! * *One call, another rule?* Request extensions: [`WaitForReady`], [`Override`], [`Avoid`], [`HashKey`].
+//! * *What is going on?* [`Channel::endpoints`], [`Channel::state`], [`Channel::resolution`], the [`Served`]
+//!   extension of a response,
 //!   and `tracing` events under the target `equipoise` (a span per call under `equipoise::call`, at debug
 //!   level). Bodies and metadata values are never logged.
 //!
@@ -92,7 +93,7 @@ pub use channel::{
 };
 pub use endpoint::{Address, Connectivity, Endpoint, EndpointId};
 pub use error::{ConnectError, Error, ResolveError};
-pub use policy::HashKey;
+pub use policy::{ClientIp, HashKey};
 pub use report::{Completion, Outcome, StatusCode};
 pub use target::Target;
 pub use timestamp::Timestamp;

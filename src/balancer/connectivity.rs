@@ -8,7 +8,7 @@
 //! before has failed; the first to connect wins. When all have failed the endpoint waits out its backoff.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::AttemptId;
@@ -330,7 +330,8 @@ impl Link {
     /// Starts a pass when one is wanted and nothing stands in its way; says whether it did.
     fn start_if_needed(&mut self, endpoint: &Endpoint) -> bool {
         let missing = self.live.is_empty() && (self.wanted || self.asked);
-        let worn = self.wanted && self.live.iter().any(|live| live.worn);
+        // In use, or it would not wear: it is replaced whoever wants it.
+        let worn = self.live.iter().any(|live| live.worn);
         if !matches!(self.dial, Dial::None) || !(missing || worn) {
             return false;
         }
@@ -375,9 +376,12 @@ impl Link {
 /// The order in which addresses are tried: families take turns, beginning with the family of the
 /// first, so that one broken family costs one stagger and not one for each of its addresses (RFC 8305).
 fn interleave(addresses: &[Address]) -> VecDeque<Address> {
+    // An IPv4 address in IPv6's clothes is dialled as what it is (gRPC A61).
     let family = |address: &Address| match address {
-        Address::Tcp(SocketAddr::V4(_)) => 4,
-        Address::Tcp(SocketAddr::V6(_)) => 6,
+        Address::Tcp(at) => match at.ip().to_canonical() {
+            IpAddr::V4(_) => 4,
+            IpAddr::V6(_) => 6,
+        },
         Address::Unix(_) => 0,
     };
     let mut families: Vec<(u8, VecDeque<&Address>)> = Vec::new();

@@ -323,6 +323,10 @@ impl Call {
             };
             let id = match picker.pick(&info) {
                 PickResult::Pick(id) => id,
+                PickResult::PickAndConnect { id, connect } => {
+                    shared.want(connect);
+                    id
+                }
                 PickResult::Queue { connect } => {
                     if let Some(id) = connect {
                         shared.want(id);

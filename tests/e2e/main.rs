@@ -7,6 +7,7 @@ mod building;
 mod calls;
 mod cancelling;
 mod deadlines;
+mod hashing;
 mod lifecycle;
 mod observing;
 mod resolving;
