@@ -1,5 +1,6 @@
 //! What the balancer balances over: endpoints, their addresses, their names for one another.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
@@ -43,7 +44,7 @@ impl FromStr for Address {
         }
         let address: SocketAddr = text
             .parse()
-            .map_err(|_| Error::address(text, "expected ip:port, [ipv6]:port or unix:path"))?;
+            .map_err(|_| Error::address(text, broken_rule(text)))?;
         if address.port() == 0 {
             return Err(Error::address(text, "port 0 cannot be dialled"));
         }
@@ -54,6 +55,14 @@ impl FromStr for Address {
             ));
         }
         Ok(Self::Tcp(address))
+    }
+}
+
+/// What a text that is no address should have been.
+fn broken_rule(text: &str) -> &'static str {
+    match text.starts_with('[') && text.contains('%') {
+        true => "a zone is the number of an interface, as in [fe80::1%2]:50051",
+        false => "expected ip:port, [ipv6]:port or unix:path",
     }
 }
 
@@ -102,6 +111,7 @@ pub struct Endpoint {
     addresses: Vec<Address>,
     weight: NonZeroU32,
     id: Option<Arc<str>>,
+    hash_key: Option<Arc<str>>,
 }
 
 impl Endpoint {
@@ -111,6 +121,7 @@ impl Endpoint {
             addresses: vec![address.into()],
             weight: NonZeroU32::MIN,
             id: None,
+            hash_key: None,
         }
     }
 
@@ -135,6 +146,7 @@ impl Endpoint {
             addresses: distinct,
             weight: NonZeroU32::MIN,
             id: None,
+            hash_key: None,
         })
     }
 
@@ -162,6 +174,14 @@ impl Endpoint {
         self
     }
 
+    /// What its place on a hash ring follows from. Default: its first address, as in gRPC (A42). A name that
+    /// outlives the address keeps the keys of a server that moves. It may change without making it another
+    /// endpoint.
+    pub fn with_hash_key(mut self, key: impl Into<Arc<str>>) -> Self {
+        self.hash_key = Some(key.into());
+        self
+    }
+
     /// The addresses, in the order they are tried; never empty.
     pub fn addresses(&self) -> &[Address] {
         &self.addresses
@@ -175,6 +195,19 @@ impl Endpoint {
     /// The configured weight.
     pub fn weight(&self) -> u32 {
         self.weight.get()
+    }
+
+    /// What its place on a hash ring follows from: the key it was given, else its first address.
+    pub fn hash_key(&self) -> Cow<'_, str> {
+        match &self.hash_key {
+            Some(key) => Cow::Borrowed(key),
+            None => Cow::Owned(self.address().to_string()),
+        }
+    }
+
+    /// Whether the operator says the same of both, wherever they are.
+    pub(crate) fn is_described_as(&self, other: &Self) -> bool {
+        self.weight == other.weight && self.hash_key == other.hash_key
     }
 
     /// The resolver's name for it, where it gave one.

@@ -10,22 +10,24 @@
 //! # mod greeter { pub struct GreeterClient<T>(T); impl<T> GreeterClient<T> { pub fn new(t: T) -> Self { Self(t) } } }
 //! # use greeter::GreeterClient;
 //! # fn main() -> Result<(), equipoise::Error> {
-//! let channel = equipoise::Channel::builder("static:10.0.0.1:50051,10.0.0.2:50051")?.build()?;
+//! let channel = equipoise::Channel::builder("dns:///greeter.prod.svc:50051")?.build()?;
 //! let mut client = GreeterClient::new(channel);
 //! # Ok(()) }
 //! ```
 //!
 //! # Ten minutes
 //!
-//! * *Which endpoints?* A [`Target`] lists them; or [`Channel::from_endpoints`] and
+//! * *Which endpoints?* A [`Target`] names or lists them: every address of a name, [looked up](resolver::Dns)
+//!   again and again, or a fixed list; or [`Channel::from_endpoints`] and
 //!   [`set_endpoints`](Channel::set_endpoints), by hand; or a [`Resolver`](resolver::Resolver) of your own.
 //! * *Which of them gets the call?* A [`policy`]: [`Adaptive`](policy::Adaptive) unless you say otherwise.
 //! * *For how long?* The call's own `grpc-timeout`, bounded by [`Builder::timeout`]: it covers waiting for
 //!   an endpoint, every attempt, and the response's body.
 //! * *And if none is ready?* The call waits while some endpoint is connecting, and fails at once when all
 //!   have failed; with [`WaitForReady`] it waits on.
-//! * *One call, another rule?* Request extensions: [`WaitForReady`], [`Override`], [`Avoid`].
-//! * *What is going on?* [`Channel::endpoints`], [`Channel::state`], the [`Served`] extension of a response,
+//! * *One call, another rule?* Request extensions: [`WaitForReady`], [`Override`], [`Avoid`], [`HashKey`].
+//! * *What is going on?* [`Channel::endpoints`], [`Channel::state`], [`Channel::resolution`], the [`Served`]
+//!   extension of a response,
 //!   and `tracing` events under the target `equipoise` (a span per call under `equipoise::call`, at debug
 //!   level). Bodies and metadata values are never logged.
 //!
@@ -48,6 +50,19 @@
 //!   [`transport`]. An answer that is not gRPC (a proxy's error page, say) is quoted in the error.
 //! * Dropping it, at any point, cancels it at the server and frees what it held.
 //!
+//! # Features
+//!
+//! None is on by default: a plaintext channel builds nothing that it does not need.
+//!
+//! | feature | brings |
+//! |---|---|
+//! | `tls` | TLS by rustls, with a `rustls::ClientConfig` of your own |
+//! | `tls-ring` | `tls`, with ring for its cryptography |
+//! | `tls-aws-lc` | `tls`, with aws-lc-rs for its cryptography; where both are on, ring does the work |
+//! | `tls-native-roots` | `tls`, trusting the certificates of the machine where none are named |
+//! | `tls-webpki-roots` | `tls`, trusting Mozilla's list of them, as built in |
+//! | `tonic-transport` | tonic's own channels as the connections of a [`BalanceLayer`] |
+//!
 //! [tonic]: https://docs.rs/tonic
 
 #![warn(
@@ -57,6 +72,8 @@
     clippy::unwrap_used
 )]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
+// Says on docs.rs which feature an item needs; only nightly has it.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod balancer;
 mod channel;
@@ -73,11 +90,14 @@ mod timestamp;
 pub mod transport;
 
 pub use channel::{
-    Avoid, BalanceLayer, Builder, Channel, EndpointStatus, Override, ResponseBody, Served,
-    WaitForReady,
+    Avoid, BalanceLayer, Builder, Channel, EndpointStatus, MethodConfig, Override, Resolution,
+    ResponseBody, Served, WaitForReady,
 };
 pub use endpoint::{Address, Connectivity, Endpoint, EndpointId};
 pub use error::{ConnectError, Error, ResolveError};
+pub use policy::{ClientIp, HashKey};
 pub use report::{Completion, Outcome, StatusCode};
 pub use target::Target;
 pub use timestamp::Timestamp;
+#[cfg(feature = "tls")]
+pub use transport::Tls;

@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::backoff::Backoff;
 use crate::endpoint::{Address, Connectivity, Endpoint, EndpointId};
 use crate::error::{ConnectError, Error, ResolveError};
-use crate::load::Load;
-use crate::policy::Picker;
+use crate::load::Loads;
+use crate::policy::Pickers;
 use crate::timestamp::Timestamp;
 
 /// What a balancer heeds.
@@ -28,6 +28,9 @@ pub struct Config {
     /// ready: a fleet replaced at once is then no gap. Default 30 s, that of the drain deadline; 0 lets
     /// them go at once.
     pub linger: Duration,
+    /// How long the last list with somebody in it stays in use when the resolver says that there is nobody,
+    /// from the first time it says so. Default 0: an empty list takes effect at once. Up to 24 h.
+    pub keep_last_good: Duration,
 }
 
 impl Default for Config {
@@ -38,6 +41,7 @@ impl Default for Config {
             max_endpoints: 10_000,
             stagger: Duration::from_millis(250),
             linger: Duration::from_secs(30),
+            keep_last_good: Duration::ZERO,
         }
     }
 }
@@ -64,6 +68,13 @@ impl Config {
                 self.stagger
             )));
         }
+        const DAY: Duration = Duration::from_secs(86_400);
+        if self.keep_last_good > DAY {
+            return Err(Error::config(format!(
+                "keep_last_good {:?} is not in 0s..=24h",
+                self.keep_last_good
+            )));
+        }
         Ok(())
     }
 }
@@ -83,7 +94,7 @@ pub enum Action {
         /// What the resolver said of it.
         endpoint: Arc<Endpoint>,
         /// Its live facts: calls begin and end here.
-        load: Arc<Load>,
+        loads: Loads,
     },
     /// Dial, and say how it went by [`handle_connected`](super::Balancer::handle_connected) or
     /// [`handle_connect_failed`](super::Balancer::handle_connect_failed).
@@ -113,7 +124,7 @@ pub enum Action {
         /// Who left.
         id: EndpointId,
     },
-    /// From now on calls are answered by this picker.
+    /// From now on calls are answered by these pickers.
     Publish(Publication),
     /// Ask the resolver to look again: a connection was lost, or an endpoint used up its addresses.
     Resolve,
@@ -122,8 +133,8 @@ pub enum Action {
 /// What calls go by until the next one.
 #[derive(Clone, Debug)]
 pub struct Publication {
-    /// Answers the calls.
-    pub picker: Arc<dyn Picker>,
+    /// Answer the calls, each those of its policy, by the number of the policy.
+    pub pickers: Pickers,
     /// The state of the whole.
     pub state: Connectivity,
     /// The last failure in words, for calls that fail for lack of an endpoint.
@@ -166,6 +177,14 @@ pub enum Event {
         /// Endpoints left out for [`Config::max_endpoints`].
         over_limit: usize,
     },
+    /// The resolver says that there is nobody, and the last list stays in use for now
+    /// ([`Config::keep_last_good`]). Told each time it says so.
+    Kept {
+        /// Endpoints in use.
+        endpoints: usize,
+        /// When the empty list takes effect.
+        until: Timestamp,
+    },
     /// The resolver has no answer just now; the last good list stays in use.
     ResolveFailed(ResolveError),
 }
@@ -178,7 +197,7 @@ pub struct View<'a> {
     /// What the resolver said of it.
     pub endpoint: &'a Arc<Endpoint>,
     /// Its live facts.
-    pub load: &'a Arc<Load>,
+    pub loads: &'a Loads,
     /// Its effective state.
     pub state: Connectivity,
     /// Since when it is in that state.
@@ -213,6 +232,10 @@ mod tests {
             (
                 broken(|c| c.stagger = Duration::from_millis(9)),
                 "stagger 9ms must be at least 10ms",
+            ),
+            (
+                broken(|c| c.keep_last_good = Duration::from_secs(86_401)),
+                "keep_last_good 86401s is not in 0s..=24h",
             ),
             (
                 broken(|c| c.backoff.multiplier = 0.0),

@@ -21,6 +21,7 @@ mod backoff;
 mod bridge;
 mod connectivity;
 mod pace;
+mod policies;
 mod table;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -32,13 +33,13 @@ pub use backoff::Backoff;
 
 use crate::endpoint::{Connectivity, Endpoint, EndpointId};
 use crate::error::{ConnectError, ResolveError};
-use crate::load::{self, Cells};
-use crate::policy::{Connect, Member, Picker, Policy};
+use crate::policy::{Pickers, Policy};
 use crate::rng::Rng;
 use crate::timestamp::Timestamp;
 
 use connectivity::{Around, Effects, News};
 use pace::Pace;
+use policies::Policies;
 use table::Table;
 
 /// Publications for news that can wait are this far apart: a thousand endpoints that become ready one
@@ -49,9 +50,8 @@ const COALESCE: Duration = Duration::from_millis(5);
 #[derive(Debug)]
 pub struct Balancer {
     config: Config,
-    policy: Box<dyn Policy>,
+    policies: Policies,
     rng: Rng,
-    cells: Cells,
     table: Table,
     /// Whom each dial and each connection belongs to.
     attempts: BTreeMap<AttemptId, EndpointId>,
@@ -63,9 +63,11 @@ pub struct Balancer {
     joining: Vec<EndpointId>,
     /// Until when endpoints that left the list may stay in use, while there are any.
     bridge: Option<Timestamp>,
+    /// When the empty list takes effect that the resolver gave.
+    kept: Option<Timestamp>,
     resolved: Resolved,
     stale: Stale,
-    published: Option<(Timestamp, Arc<dyn Picker>)>,
+    published: Option<(Timestamp, Pickers)>,
     state: Connectivity,
     why: Option<Arc<str>>,
     look_again: bool,
@@ -128,15 +130,22 @@ impl Tally {
 impl Balancer {
     /// A balancer with no endpoints. What chance decides follows from `seed`.
     ///
+    /// Its policies are numbered in the order given, `first` being 0. They share endpoints, connections and
+    /// calls in flight; who is connected is the union of what they wish.
+    ///
     /// `config` is taken as it is: [`Config::validate`] says whether it makes sense.
-    pub fn new(config: Config, policy: Box<dyn Policy>, seed: u64) -> Self {
+    pub fn new(
+        config: Config,
+        first: Box<dyn Policy>,
+        more: Vec<Box<dyn Policy>>,
+        seed: u64,
+    ) -> Self {
         let mut rng = Rng::new(seed);
         Self {
-            cells: Cells::new(policy.scoring()),
             table: Table::new(config.max_endpoints, rng.word()),
             pace: Pace::new(config.connect_rate),
             config,
-            policy,
+            policies: Policies::new(first, more),
             rng,
             attempts: BTreeMap::new(),
             next_attempt: 0,
@@ -144,6 +153,7 @@ impl Balancer {
             tally: Tally::default(),
             joining: Vec::new(),
             bridge: None,
+            kept: None,
             resolved: Resolved::Nothing,
             stale: Stale::No,
             published: None,
@@ -157,9 +167,10 @@ impl Balancer {
 
     /// The resolver gave a complete list, or has no answer.
     ///
-    /// An empty list means that there is nobody. Ready endpoints that are not in a list of others stay in
-    /// use until one of those is ready, for [`Config::linger`] at the most. An error leaves the last list in use; before the first
-    /// list it makes calls fail rather than wait.
+    /// An empty list means that there is nobody; after a list with somebody in it, it takes effect when
+    /// [`Config::keep_last_good`] has passed. Ready endpoints that are not in a list of others stay in
+    /// use until one of those is ready, for [`Config::linger`] at the most. An error leaves the last list
+    /// in use; before the first list it makes calls fail rather than wait.
     pub fn handle_resolution(
         &mut self,
         found: Result<Vec<Endpoint>, ResolveError>,
@@ -177,13 +188,36 @@ impl Balancer {
                 return;
             }
         };
+        if list.is_empty() && self.keeps(now) {
+            return;
+        }
+        self.take_up(list, now);
+    }
+
+    /// Whether an empty list has to wait, because the list before it is still good enough.
+    fn keeps(&mut self, now: Timestamp) -> bool {
+        let endpoints = self.table.listed();
+        if endpoints == 0 || self.config.keep_last_good.is_zero() {
+            return false;
+        }
+        // Counted from the first time on.
+        let until = *self.kept.get_or_insert(now + self.config.keep_last_good);
+        self.events.push_back(Event::Kept { endpoints, until });
+        true
+    }
+
+    /// Makes `list` the list.
+    fn take_up(&mut self, list: Vec<Endpoint>, now: Timestamp) {
         let first = self.resolved != Resolved::List;
         self.resolved = Resolved::List;
+        self.kept = None;
         if list.is_empty() {
             self.explain("the resolver found no endpoints".into());
         }
         let bridged = !self.config.linger.is_zero();
-        let change = self.table.replace(list, bridged, &mut self.cells, now);
+        let policies = &mut self.policies;
+        let loads = |slot| policies.loads(slot);
+        let change = self.table.replace(list, bridged, loads, now);
         if first || !change.opened.is_empty() {
             self.stale = self.stale.max(Stale::Members);
         }
@@ -195,7 +229,7 @@ impl Balancer {
                 self.actions.push_back(Action::Open {
                     id,
                     endpoint: row.endpoint.clone(),
-                    load: row.load.clone(),
+                    loads: row.loads.clone(),
                 });
             }
         }
@@ -258,6 +292,9 @@ impl Balancer {
             self.tell(id, News::Tick, now);
         }
         self.depart_by_time(now);
+        if self.kept.is_some_and(|until| until <= now) {
+            self.take_up(Vec::new(), now);
+        }
     }
 
     /// The next thing to do, in the order it is to be done.
@@ -281,7 +318,8 @@ impl Balancer {
     pub fn poll_timeout(&self) -> Option<Timestamp> {
         let deadline = self.deadlines.first().map(|&(at, _)| at);
         let publication = self.publication_due();
-        let timers = [deadline, publication, self.pace.next_turn(), self.bridge];
+        let turn = self.pace.next_turn();
+        let timers = [deadline, publication, turn, self.bridge, self.kept];
         timers.into_iter().flatten().min()
     }
 
@@ -296,7 +334,7 @@ impl Balancer {
         self.table.rows().map(|row| View {
             id: row.id,
             endpoint: &row.endpoint,
-            load: &row.load,
+            loads: &row.loads,
             state: row.state,
             since: row.since,
             why: row.link.why(),
@@ -312,6 +350,7 @@ impl Balancer {
         let around = Around {
             endpoint: &row.endpoint,
             backoff: &self.config.backoff,
+            served: row.loads.outcomes().served(),
             now,
             rng: &mut self.rng,
         };
@@ -442,48 +481,35 @@ impl Balancer {
         if self.publication_due().is_none_or(|due| due > now) {
             return;
         }
-        let last = self.published.take().map(|(_, picker)| picker);
-        let picker = match (last, self.stale) {
-            (Some(picker), Stale::Words) => {
+        let last = self.published.take().map(|(_, pickers)| pickers);
+        let pickers = match (last, self.stale) {
+            (Some(pickers), Stale::Words) => {
                 self.stale = Stale::No;
-                picker
+                pickers
             }
             _ => {
                 self.stale = Stale::No;
                 self.decide(now)
             }
         };
-        self.published = Some((now, picker.clone()));
+        self.published = Some((now, pickers.clone()));
         let (from, to) = (self.state, self.aggregate());
         if from != to {
             self.state = to;
             self.events.push_back(Event::Channel { from, to });
         }
         self.actions.push_back(Action::Publish(Publication {
-            picker,
+            pickers,
             state: to,
             why: self.why.clone(),
         }));
     }
 
-    /// Asks the policy, and does its wish.
-    fn decide(&mut self, now: Timestamp) -> Arc<dyn Picker> {
+    /// Asks the policies, and does what they wish.
+    fn decide(&mut self, now: Timestamp) -> Pickers {
         self.welcome(now);
-        let members: Vec<Member> = self
-            .table
-            .rows()
-            .map(|row| Member {
-                id: row.id,
-                state: row.state,
-                weight: row.endpoint.weight(),
-                load: row.load.clone(),
-            })
-            .collect();
-        let decision = self.policy.update(&members, now, &mut self.rng);
-        let wanted: Option<BTreeSet<EndpointId>> = match decision.connect {
-            Connect::All => None,
-            Connect::Only(ids) => Some(ids.into_iter().collect()),
-        };
+        let decisions = self.policies.decide(self.table.rows(), now, &mut self.rng);
+        let wanted = decisions.connect;
         let changed: Vec<(EndpointId, bool)> = self
             .table
             .rows()
@@ -494,7 +520,7 @@ impl Balancer {
         for (id, wanted) in changed {
             self.tell(id, News::Wanted(wanted), now);
         }
-        decision.picker
+        decisions.pickers
     }
 
     /// Lets endpoints that became ready start at the median of the others, so that they are neither
@@ -508,10 +534,11 @@ impl Balancer {
         let others = self.table.rows().filter(|row| {
             row.state == Connectivity::Ready && joining.binary_search(&row.id).is_err()
         });
-        let median = load::median(others.map(|row| &*row.load));
+        let others: Vec<_> = others.map(|row| &row.loads).collect();
+        let medians = self.policies.medians(&others);
         for id in joining {
             if let Some(row) = self.table.get_mut(id) {
-                row.load.join(median, now);
+                row.loads.join(medians.iter().copied(), now);
             }
         }
     }

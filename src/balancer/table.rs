@@ -1,7 +1,7 @@
 //! Which endpoints are there? The list as resolved, kept by identity.
 //!
 //! An endpoint is the same one from list to list when its id, where given, and its *set* of addresses are
-//! the same; then it keeps its slot, its load and its connections. A weight is edited in place.
+//! the same; then it keeps its slot, its load and its connections. Weight and hash key are edited in place.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -9,7 +9,7 @@ use std::sync::{Arc, Weak};
 
 use super::connectivity::Link;
 use crate::endpoint::{Address, Connectivity, Endpoint, EndpointId};
-use crate::load::{Cells, Load};
+use crate::load::{Load, Loads};
 use crate::timestamp::Timestamp;
 
 /// Everything known of one endpoint.
@@ -17,7 +17,7 @@ use crate::timestamp::Timestamp;
 pub(super) struct Row {
     pub(super) id: EndpointId,
     pub(super) endpoint: Arc<Endpoint>,
-    pub(super) load: Arc<Load>,
+    pub(super) loads: Loads,
     pub(super) link: Link,
     /// The state last told, and since when.
     pub(super) state: Connectivity,
@@ -46,9 +46,9 @@ pub(super) struct Table {
 #[derive(Debug)]
 struct Slot {
     generation: u32,
-    /// The load of the tenant before. As long as a picker or a call holds it, it may write to the
-    /// slot's score cell, so the slot must stay empty.
-    former: Weak<Load>,
+    /// The loads of the tenant before. As long as a picker or a call holds one of them, it may write to the
+    /// slot's score cells, so the slot must stay empty.
+    former: Vec<Weak<Load>>,
     row: Option<Row>,
 }
 
@@ -74,6 +74,13 @@ impl Identity {
         salt.hash(&mut hasher);
         self.hash(&mut hasher);
         hasher.finish()
+    }
+}
+
+impl Slot {
+    /// Whether nobody remembers the tenant before.
+    fn is_free(&self) -> bool {
+        self.former.iter().all(|load| load.strong_count() == 0)
     }
 }
 
@@ -114,7 +121,7 @@ impl Table {
         &mut self,
         list: Vec<Endpoint>,
         bridged: bool,
-        cells: &mut Cells,
+        mut loads: impl FnMut(usize) -> Loads,
         now: Timestamp,
     ) -> Change {
         let mut change = Change::default();
@@ -161,7 +168,7 @@ impl Table {
                 .get(&identity)
                 .and_then(|&at| self.slots[at].row.as_mut());
             match known {
-                Some(row) if row.endpoint.weight() != endpoint.weight() => {
+                Some(row) if !row.endpoint.is_described_as(&endpoint) => {
                     row.endpoint = Arc::new(endpoint);
                     change.opened.push(row.id);
                 }
@@ -174,7 +181,7 @@ impl Table {
         let mut free = self.take_free(newcomers.len()).into_iter();
         for (_, identity, endpoint) in newcomers {
             let at = free.next().unwrap_or(self.slots.len());
-            let id = self.settle(at, endpoint, cells, now);
+            let id = self.settle(at, endpoint, loads(at), now);
             self.places.insert(identity, at);
             change.opened.push(id);
         }
@@ -198,7 +205,7 @@ impl Table {
             let row = slot.row.take_if(|row| !stays(identity, row));
             let stayed = row.is_none();
             if let Some(row) = row {
-                slot.former = Arc::downgrade(&row.load);
+                slot.former = row.loads.iter().map(Arc::downgrade).collect();
                 self.vacant.push(at);
                 gone.push(row);
             }
@@ -224,7 +231,7 @@ impl Table {
         let slots = &self.slots;
         let mut free = Vec::new();
         self.vacant.retain(|&at| {
-            let take = free.len() < count && slots[at].former.strong_count() == 0;
+            let take = free.len() < count && slots[at].is_free();
             if take {
                 free.push(at);
             }
@@ -237,13 +244,13 @@ impl Table {
         &mut self,
         at: usize,
         endpoint: Endpoint,
-        cells: &mut Cells,
+        loads: Loads,
         now: Timestamp,
     ) -> EndpointId {
         if at == self.slots.len() {
             self.slots.push(Slot {
                 generation: 0,
-                former: Weak::new(),
+                former: Vec::new(),
                 row: None,
             });
         } else {
@@ -257,7 +264,7 @@ impl Table {
         slot.row = Some(Row {
             id,
             endpoint: Arc::new(endpoint),
-            load: Arc::new(Load::new(cells.cell(at))),
+            loads,
             link: Link::new(),
             state: Connectivity::Idle,
             since: now,
@@ -282,7 +289,7 @@ impl Table {
     }
 
     /// All endpoints by slot: an order that a new list does not change.
-    pub(super) fn rows(&self) -> impl Iterator<Item = &Row> {
+    pub(super) fn rows(&self) -> impl Iterator<Item = &Row> + Clone {
         self.slots.iter().filter_map(|slot| slot.row.as_ref())
     }
 
@@ -294,25 +301,27 @@ impl Table {
 
 #[cfg(test)]
 mod tests {
+    use super::super::policies::Policies;
     use super::*;
-    use crate::load::Scoring;
+    use crate::policy::Random;
 
     struct Bench {
         table: Table,
-        cells: Cells,
+        policies: Policies,
     }
 
     impl Bench {
         fn new(limit: usize) -> Self {
             Self {
                 table: Table::new(limit, 7),
-                cells: Cells::new(Scoring::InFlight),
+                policies: Policies::new(Box::new(Random), vec![Box::new(Random)]),
             }
         }
 
         fn replace(&mut self, list: &[Endpoint]) -> Change {
+            let loads = |slot| self.policies.loads(slot);
             self.table
-                .replace(list.to_vec(), true, &mut self.cells, Timestamp::ZERO)
+                .replace(list.to_vec(), true, loads, Timestamp::ZERO)
         }
 
         fn shown(&self) -> Vec<String> {
@@ -380,7 +389,7 @@ mod tests {
     fn a_slot_is_let_again_only_when_nobody_remembers_its_tenant() {
         let mut bench = Bench::new(10);
         bench.replace(&[endpoint(1), endpoint(2)]);
-        let held = bench.replace(&[endpoint(2)]).closed.pop().unwrap().load;
+        let held = bench.replace(&[endpoint(2)]).closed.pop().unwrap().loads;
         bench.replace(&[endpoint(2), endpoint(3)]);
         assert_eq!(bench.shown(), ["1.0 10.0.0.1:2", "2.0 10.0.0.1:3"]);
         drop(held);

@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use super::*;
 use crate::endpoint::Address;
-use crate::load::{Load, Scoring};
-use crate::policy::{Decision, PickInfo, PickResult};
+use crate::load::{Cells, Load, Scoring};
+use crate::policy::{Connect, Decision, Member, PickInfo, PickResult, Picker};
 use crate::report::{Completion, Outcome, StatusCode};
 use Connectivity::{Connecting, Idle, Ready, TransientFailure};
 
@@ -80,7 +80,7 @@ impl Bench {
         let spy = Spy::default();
         let (seen, only) = (spy.seen.clone(), spy.only.clone());
         Self {
-            balancer: Balancer::new(config, Box::new(spy), 1),
+            balancer: Balancer::new(config, Box::new(spy), Vec::new(), 1),
             now: Timestamp::ZERO,
             seen,
             only,
@@ -160,6 +160,7 @@ impl Bench {
                 Event::Resolved { endpoints, added, removed, duplicates, over_limit } => {
                     format!("resolved {endpoints} +{added} -{removed} twice {duplicates} over {over_limit}")
                 }
+                Event::Kept { endpoints, until } => format!("kept {endpoints} until {until:?}"),
                 Event::ResolveFailed(error) => format!("no answer: {error}"),
             })
             .collect()
@@ -285,6 +286,79 @@ fn an_empty_list_means_nobody() {
             "connect #1 0.1 10.0.0.1:1"
         ]
     );
+}
+
+/// Two ready endpoints, and then an empty list at 2 s, to take effect a minute later.
+fn kept() -> Bench {
+    let mut bench = Bench::with(Config {
+        keep_last_good: Duration::from_secs(60),
+        ..Config::default()
+    });
+    bench.resolve(list([1, 2]));
+    bench.at(1).connected(0);
+    bench.at(2).connected(1);
+    bench.at(100).work();
+    bench.events();
+    assert_eq!(bench.at(2_000).resolve(vec![]), [""; 0]);
+    assert_eq!(bench.events(), ["kept 2 until 62s"]);
+    assert_eq!(bench.due(), Some(62_000));
+    bench
+}
+
+#[test]
+fn the_last_good_list_outlives_an_empty_one_for_a_while() {
+    let mut bench = kept();
+    // Counted from the first empty one; neither another nor an error changes that.
+    assert_eq!(bench.at(30_000).resolve(vec![]), [""; 0]);
+    let error = Err(ResolveError::new("no such name"));
+    bench.balancer.handle_resolution(error, bench.now);
+    assert_eq!(bench.work(), [""; 0]);
+    assert_eq!(
+        bench.events(),
+        ["kept 2 until 62s", "no answer: no such name"]
+    );
+    assert_eq!(bench.at(61_999).timeout(), [""; 0]);
+    assert_eq!(
+        bench.at(62_000).timeout(),
+        ["close 0.0", "close 1.0", "publish TRANSIENT_FAILURE"]
+    );
+    assert_eq!(
+        bench.events(),
+        [
+            "resolved 0 +0 -2 twice 0 over 0",
+            "channel READY TRANSIENT_FAILURE"
+        ]
+    );
+    assert_eq!(bench.due(), None);
+    // There is nothing left to keep.
+    assert_eq!(bench.at(63_000).resolve(vec![]), [""; 0]);
+    assert_eq!(bench.events(), ["resolved 0 +0 -0 twice 0 over 0"]);
+}
+
+#[test]
+fn a_list_with_somebody_in_it_ends_the_keeping() {
+    let mut bench = kept();
+    assert_eq!(bench.at(10_000).resolve(list([1, 2])), [""; 0]);
+    assert_eq!(bench.due(), None);
+    // The time begins anew with the next empty one.
+    bench.events();
+    assert_eq!(bench.at(20_000).resolve(vec![]), [""; 0]);
+    assert_eq!(bench.events(), ["kept 2 until 80s"]);
+    assert_eq!(
+        bench.at(25_000).resolve(list([2])),
+        ["close 0.0", "publish READY"]
+    );
+    assert_eq!(bench.due(), None);
+}
+
+#[test]
+fn an_empty_list_before_any_other_is_not_put_off() {
+    let mut bench = Bench::with(Config {
+        keep_last_good: Duration::from_secs(60),
+        ..Config::default()
+    });
+    assert_eq!(bench.resolve(vec![]), ["publish TRANSIENT_FAILURE"]);
+    assert_eq!(bench.due(), None);
 }
 
 #[test]
@@ -496,7 +570,7 @@ fn a_newcomer_starts_at_the_median_of_the_others() {
     let loads: Vec<_> = bench
         .balancer
         .endpoints()
-        .map(|view| view.load.clone())
+        .map(|view| view.loads.of(0).clone())
         .collect();
     let call = |load: &Load, millis| {
         load.begin();
@@ -516,7 +590,7 @@ fn a_newcomer_starts_at_the_median_of_the_others() {
     bench.at(60).connected(3);
     bench.at(65).timeout();
     assert_eq!(loads[3].score(), {
-        let model = Cells::new(bench.balancer.policy.scoring()).cell(0);
+        let model = Cells::new(Spy::default().scoring()).cell(0);
         let model = Load::new(model);
         model.join(loads[2].estimate(), bench.now);
         model.score()

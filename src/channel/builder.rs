@@ -5,26 +5,24 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 use crate::balancer::{self, Backoff, Balancer};
-use crate::clock::Clock;
 use crate::endpoint::Connectivity;
 use crate::error::Error;
 use crate::policy::{Adaptive, PickInfo, PickResult, Picker, Policy};
-use crate::resolver::{Hints, Resolver};
+use crate::resolver::{Dns, Hints, Resolver};
 use crate::target::Target;
+#[cfg(feature = "tls")]
+use crate::transport::Tls;
 use crate::transport::{Connector, Http2Connector, Http2Options};
 
 use super::driver::{Driver, Limits};
 use super::layer::BalanceLayer;
+use super::routes::{MakePolicy, MethodConfig, Wanted};
 use super::service::Channel;
 use super::shared::{Core, Shared};
 use super::snapshot::{Seats, Snapshot};
-use super::waiters::Waiters;
-
-type MakePolicy = Arc<dyn Fn() -> Box<dyn Policy> + Send + Sync>;
 
 /// Collects the settings of a [`Channel`] or a [`BalanceLayer`]; `build` checks them all.
 ///
@@ -51,9 +49,10 @@ pub struct Builder<K> {
     unresolved: Option<Error>,
     resolver: Option<Arc<dyn Resolver>>,
     policy: MakePolicy,
+    wanted: Wanted,
     settings: Settings,
-    authority: Option<String>,
-    keepalive: Option<(Duration, Duration)>,
+    // How connections are made, or what was wrong with what was asked for: told by `build`.
+    http2: Result<Http2Options, Error>,
     kind: PhantomData<fn() -> K>,
 }
 
@@ -63,6 +62,7 @@ struct Settings {
     connect_timeout: Duration,
     drain_deadline: Duration,
     queue_limit: usize,
+    keep_last_good: Duration,
     balancer: balancer::Config,
 }
 
@@ -73,6 +73,7 @@ impl Default for Settings {
             connect_timeout: Duration::from_secs(10),
             drain_deadline: Duration::from_secs(30),
             queue_limit: 1_000,
+            keep_last_good: Duration::from_secs(300),
             balancer: balancer::Config::default(),
         }
     }
@@ -100,28 +101,82 @@ impl<K> Builder<K> {
             unresolved: None,
             resolver: None,
             policy: Arc::new(|| Box::new(Adaptive::default())),
+            wanted: Wanted::default(),
             settings: Settings::default(),
-            authority: None,
-            keepalive: None,
+            http2: Ok(Http2Options::default()),
             kind: PhantomData,
         }
     }
 
     /// Who gets which call. Default: [`Adaptive`].
     pub fn policy(mut self, policy: impl Policy + Clone + Sync + 'static) -> Self {
-        self.policy = Arc::new(move || Box::new(policy.clone()));
+        self.policy = maker(policy);
         self
     }
 
-    /// Where the endpoints come from, for a target of any scheme. Default: the target itself lists them.
+    /// Who gets the calls of one service, such as `shop.Cart`, rather than the channel's policy.
+    ///
+    /// All policies of a channel share its endpoints, their connections and their calls in flight; latencies and
+    /// failures count for the policy alone that made the choice. Each policy costs every call of the channel some
+    /// ten nanoseconds.
+    ///
+    /// ```
+    /// use equipoise::Channel;
+    /// use equipoise::policy::{LeastRequest, RoundRobin};
+    ///
+    /// let channel = Channel::builder("static:127.0.0.1:50051,127.0.0.1:50052")?
+    ///     .service_policy("shop.Cart", RoundRobin::default())
+    ///     .method_policy("/shop.Catalog/Search", LeastRequest::default())
+    ///     .build()?;
+    /// # Ok::<(), equipoise::Error>(())
+    /// ```
+    pub fn service_policy(
+        mut self,
+        service: impl Into<String>,
+        policy: impl Policy + Clone + Sync + 'static,
+    ) -> Self {
+        let wishes = self.wanted.services.entry(service.into()).or_default();
+        wishes.policy = Some(maker(policy));
+        self
+    }
+
+    /// Who gets the calls of one method, such as `/shop.Catalog/Search`, rather than its service's policy; see
+    /// [`service_policy`](Self::service_policy).
+    pub fn method_policy(
+        mut self,
+        path: impl Into<String>,
+        policy: impl Policy + Clone + Sync + 'static,
+    ) -> Self {
+        let wishes = self.wanted.methods.entry(path.into()).or_default();
+        wishes.policy = Some(maker(policy));
+        self
+    }
+
+    /// What else is different for the calls of one service, such as `shop.Cart`.
+    pub fn service_config(mut self, service: impl Into<String>, config: MethodConfig) -> Self {
+        let wishes = self.wanted.services.entry(service.into()).or_default();
+        wishes.config = config;
+        self
+    }
+
+    /// What else is different for the calls of one method, such as `/shop.Catalog/Search`. What is not given is
+    /// that of its service.
+    pub fn method_config(mut self, path: impl Into<String>, config: MethodConfig) -> Self {
+        let wishes = self.wanted.methods.entry(path.into()).or_default();
+        wishes.config = config;
+        self
+    }
+
+    /// Where the endpoints come from, for a target of any scheme. Default: the target itself lists them, or
+    /// names a host, which [`Dns`] looks up.
     pub fn resolver(mut self, resolver: impl Resolver + 'static) -> Self {
         self.resolver = Some(Arc::new(resolver));
         self.unresolved = None;
         self
     }
 
-    /// The longest a call may take, all attempts and its response's body included; a shorter
-    /// `grpc-timeout` of the call's own wins. Default: no limit but the call's own, as in gRPC. Above zero.
+    /// The longest a call may take, all attempts and its response's body included, unless its method or service
+    /// has a [`MethodConfig`] with another; a shorter `grpc-timeout` of the call's own wins. Default: no limit but the call's own, as in gRPC. Above zero.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.settings.timeout = Some(timeout);
         self
@@ -171,10 +226,27 @@ impl<K> Builder<K> {
         self
     }
 
-    fn plan(self) -> Result<Plan, Error> {
+    /// When the resolver answers that there is nobody: how long its last list with somebody in it stays in
+    /// use, counted from the first such answer. Then calls fail until there is somebody again. Default 5 min:
+    /// an empty answer is more often a mistake of the discovery than the end of a service. Up to 24 h; 0 lets
+    /// an empty answer take effect at once, as in gRPC.
+    ///
+    /// An error of the resolver is no answer: it leaves the last list in use for as long as it takes. Lists
+    /// by hand are meant as they are.
+    pub fn keep_last_good(mut self, max_age: Duration) -> Self {
+        self.settings.keep_last_good = max_age;
+        self
+    }
+
+    fn plan(mut self) -> Result<Plan, Error> {
         if let Some(error) = self.unresolved {
             return Err(error);
         }
+        if self.resolver.is_none() && self.target.name().is_some() {
+            self.resolver = Some(Arc::new(Dns::default()));
+        }
+        // Checked with the rest of what the balancer heeds.
+        self.settings.balancer.keep_last_good = self.settings.keep_last_good;
         let settings = &self.settings;
         const MS: Duration = Duration::from_millis(1);
         const HOUR: Duration = Duration::from_secs(3_600);
@@ -194,29 +266,93 @@ impl<K> Builder<K> {
             )));
         }
         settings.balancer.validate()?;
+        (self.policy)().check()?;
+        self.wanted.check()?;
+        match &self.resolver {
+            Some(resolver) => resolver
+                .check(&self.target)
+                .map_err(|error| Error::config(error.to_string()))?,
+            None => self.settings.balancer.keep_last_good = Duration::ZERO,
+        }
         Ok(Plan {
             target: self.target,
             resolver: self.resolver,
             policy: self.policy,
+            wanted: self.wanted,
             settings: self.settings,
         })
     }
 }
 
 impl Builder<Channel> {
-    /// The name the calls go under (`:authority`), such as `greeter.prod.svc`. Default: the address of the
-    /// endpoint that takes the call, `localhost` on a Unix socket.
-    pub fn authority(mut self, authority: impl Into<String>) -> Self {
-        self.authority = Some(authority.into());
+    /// How connections are made: everything that [`Http2Options`] knows. It replaces what was set before; the
+    /// shortcuts below change single options of it.
+    ///
+    /// ```
+    /// use equipoise::Channel;
+    /// use equipoise::transport::Http2Options;
+    ///
+    /// let options = Http2Options::default().with_windows(1 << 20, 32 << 20)?;
+    /// let channel = Channel::builder("static:127.0.0.1:50051")?
+    ///     .http2(options)
+    ///     .authority("greeter.prod.svc")
+    ///     .build()?;
+    /// # Ok::<(), equipoise::Error>(())
+    /// ```
+    pub fn http2(mut self, options: Http2Options) -> Self {
+        // What went wrong before is not forgiven: it would depend on the order of the calls.
+        self.http2 = self.http2.map(|_| options);
         self
+    }
+
+    /// Changes the options, unless something was wrong before.
+    fn with_http2(
+        mut self,
+        change: impl FnOnce(Http2Options) -> Result<Http2Options, Error>,
+    ) -> Self {
+        self.http2 = self.http2.and_then(change);
+        self
+    }
+
+    /// The name the calls go under (`:authority`), such as `greeter.prod.svc`. Default: host and port as the
+    /// target has them; where it names no host, the address of the endpoint that takes the call, `localhost`
+    /// on a Unix socket.
+    pub fn authority(self, authority: impl AsRef<str>) -> Self {
+        self.with_http2(|options| options.with_authority(authority.as_ref()))
     }
 
     /// When to ask a silent server whether it is still there: after `interval` without a byte while a call is
     /// open, giving it `timeout` to answer. Default 10 s and 20 s; see
     /// [`Http2Options::with_keepalive`].
-    pub fn keepalive(mut self, interval: Duration, timeout: Duration) -> Self {
-        self.keepalive = Some((interval, timeout));
-        self
+    pub fn keepalive(self, interval: Duration, timeout: Duration) -> Self {
+        self.with_http2(|options| options.with_keepalive(interval, timeout))
+    }
+
+    /// What servers see before our own name in `user-agent`, such as `shop/2.1`. Default: nothing; see
+    /// [`Http2Options::with_user_agent`].
+    pub fn user_agent(self, prefix: impl AsRef<str>) -> Self {
+        self.with_http2(|options| options.with_user_agent(prefix.as_ref()))
+    }
+
+    /// Secures every connection. Default: plaintext, or `Tls::new()` for an `https://` target.
+    ///
+    /// The certificates of the servers are checked for the host of [`authority`](Self::authority), else for
+    /// the host of the target. A list of addresses has no host: it needs an authority.
+    ///
+    /// ```
+    /// use equipoise::{Channel, Tls};
+    ///
+    /// let error = Channel::builder("static:10.0.0.1:443")?
+    ///     .authority("greeter.prod.svc")
+    ///     .tls(Tls::new().with_roots_file("/no/such/ca.pem"))
+    ///     .build()
+    ///     .unwrap_err();
+    /// assert!(error.to_string().contains("/no/such/ca.pem"));
+    /// # Ok::<(), equipoise::Error>(())
+    /// ```
+    #[cfg(feature = "tls")]
+    pub fn tls(self, tls: Tls) -> Self {
+        self.with_http2(|options| options.with_tls(tls))
     }
 
     /// Makes the channel. Connecting begins at once inside a tokio runtime, else with the first call.
@@ -225,14 +361,43 @@ impl Builder<Channel> {
     ///
     /// When a setting is out of its range or no resolver knows the target; the error names value and rule.
     pub fn build(mut self) -> Result<Channel, Error> {
-        let mut options = Http2Options::default();
-        if let Some(authority) = self.authority.take() {
-            options = options.with_authority(&authority)?;
+        let mut options = std::mem::replace(&mut self.http2, Ok(Http2Options::default()))?;
+        if let Some(written) = self.target.authority() {
+            options = options.with_target(written)?;
         }
-        if let Some((interval, timeout)) = self.keepalive {
-            options = options.with_keepalive(interval, timeout)?;
-        }
+        let options = self.secure(options)?;
         Ok(self.plan()?.channel(Http2Connector::new(options)))
+    }
+
+    /// Adds TLS where it was asked for, by a setting or by the target, and the name to check.
+    #[cfg(feature = "tls")]
+    fn secure(&self, mut options: Http2Options) -> Result<Http2Options, Error> {
+        let target = &self.target;
+        if target.wants_tls() && !options.is_secured() {
+            options = options.with_tls(Tls::new())?;
+        }
+        if !options.is_secured() {
+            return Ok(options);
+        }
+        if target.scheme() == "http" {
+            let rule = "http means plaintext, and TLS was set; write https://";
+            return Err(Error::target(&target.to_string(), rule));
+        }
+        options
+            .with_host(target.host())
+            .map_err(|error| Error::target(&target.to_string(), error))
+    }
+
+    /// Refuses what cannot be secured.
+    #[cfg(not(feature = "tls"))]
+    fn secure(&self, options: Http2Options) -> Result<Http2Options, Error> {
+        match self.target.wants_tls() {
+            false => Ok(options),
+            true => Err(Error::target(
+                &self.target.to_string(),
+                "https needs TLS: enable feature tls-ring or tls-aws-lc of equipoise",
+            )),
+        }
     }
 
     /// Makes the channel and waits until it is READY.
@@ -251,7 +416,15 @@ impl Builder<BalanceLayer> {
     /// # Errors
     ///
     /// When a setting is out of its range or no resolver knows the target; the error names value and rule.
+    ///
+    /// An `https://` target is one: whether connections are secured is the connector's own affair.
     pub fn build(self) -> Result<BalanceLayer, Error> {
+        if self.target.wants_tls() {
+            return Err(Error::target(
+                &self.target.to_string(),
+                "a layer's connector sees to TLS itself (Http2Options::with_tls); write the target without https",
+            ));
+        }
         Ok(BalanceLayer::new(self.plan()?))
     }
 }
@@ -270,6 +443,7 @@ pub(super) struct Plan {
     target: Target,
     resolver: Option<Arc<dyn Resolver>>,
     policy: MakePolicy,
+    wanted: Wanted,
     settings: Settings,
 }
 
@@ -281,19 +455,17 @@ impl Plan {
     pub(super) fn channel<C: Connector>(&self, connector: C) -> Channel<C> {
         let settings = &self.settings;
         let seed = fastrand::u64(..);
-        let balancer = Balancer::new(settings.balancer.clone(), (self.policy)(), seed);
-        let core = Arc::new(Core {
-            snapshot: ArcSwap::from_pointee(Snapshot {
-                picker: Arc::new(Unborn),
-                seats: Arc::new(Seats::new(Vec::new())),
-                state: Connectivity::Connecting,
-                why: None,
-            }),
-            waiters: Waiters::new(settings.queue_limit),
-            clock: Clock::start(),
-            timeout: settings.timeout,
-            state: watch::Sender::new(Connectivity::Connecting),
-        });
+        let first = (self.policy)();
+        let (routes, more) = self.wanted.routes(&*first, settings.timeout);
+        let unborn: Arc<dyn Picker> = Arc::new(Unborn);
+        let snapshot = Snapshot {
+            pickers: vec![unborn; 1 + more.len()].into(),
+            seats: Arc::new(Seats::new(Vec::new())),
+            state: Connectivity::Connecting,
+            why: None,
+        };
+        let balancer = Balancer::new(settings.balancer.clone(), first, more, seed);
+        let core = Arc::new(Core::new(snapshot, settings.queue_limit, routes));
         let (commands, orders) = mpsc::unbounded_channel();
         let limits = Limits {
             connect: settings.connect_timeout,
@@ -309,6 +481,10 @@ impl Plan {
         let shared = Shared::new(core, commands, self.resolver.is_none(), running);
         Channel::new(shared, crate::rng::remix(seed))
     }
+}
+
+fn maker(policy: impl Policy + Clone + Sync + 'static) -> MakePolicy {
+    Arc::new(move || Box::new(policy.clone()))
 }
 
 /// The picker before the first list: everybody waits.

@@ -11,7 +11,7 @@ use tonic::Status;
 use tracing::{Span, field};
 
 use crate::endpoint::{Address, Connectivity, Endpoint, EndpointId};
-use crate::policy::{PickInfo, PickResult};
+use crate::policy::{HashKey, PickInfo, PickResult};
 use crate::report::{Outcome, StatusCode};
 use crate::rng;
 use crate::timestamp::Timestamp;
@@ -69,7 +69,7 @@ pub(super) fn run<N: Connection>(
             };
             call.labels.attempts += 1;
             call.write_timeout(request.head.headers_mut());
-            let in_flight = InFlight::begin(admitted.seat, core.clock, call.now);
+            let in_flight = InFlight::begin(admitted.seat, call.policy, core.clock, call.now);
             let sending = admitted.live.connection.call(request, admitted.slot);
             // The stream keeps what it needs; holding the connection would keep it from closing.
             drop(admitted.live);
@@ -111,6 +111,9 @@ struct Call {
     /// The newest time known: read when the call began, after each wait and before each new attempt.
     now: Timestamp,
     random: u64,
+    /// The number of its policy, and what that places it by.
+    policy: usize,
+    hash: Option<u64>,
     deadline: Option<Deadline>,
     labels: Labels,
     wait_for_ready: bool,
@@ -158,11 +161,13 @@ impl Call {
             .headers()
             .get(deadline::GRPC_TIMEOUT)
             .and_then(deadline::parse);
-        let timeout = match (asked, core.timeout) {
-            (Some(asked), Some(channel)) => Some(asked.min(channel)),
-            (asked, channel) => asked.or(channel),
+        let route = core.routes.find(head.uri().path());
+        let timeout = match (asked, route.timeout) {
+            (Some(asked), Some(limit)) => Some(asked.min(limit)),
+            (asked, limit) => asked.or(limit),
         };
         let extensions = head.extensions();
+        let own = extensions.get::<HashKey>();
         let labels = Labels {
             attempts: 0,
             timeout: timeout.unwrap_or_default(),
@@ -178,9 +183,11 @@ impl Call {
         Ok(Self {
             now: started,
             random,
+            policy: route.policy,
+            hash: own.map_or_else(|| route.hash_on.hash(head), |key| Some(key.hash())),
             deadline: timeout.map(|timeout| Deadline::at(started + timeout, core.clock)),
             labels,
-            wait_for_ready: extensions.get::<WaitForReady>().is_some(),
+            wait_for_ready: route.wait_for_ready || extensions.get::<WaitForReady>().is_some(),
             wanted: extensions.get::<Override>().cloned(),
             avoid: Vec::new(),
             avoid_addresses: extensions.get::<Avoid>().map(|avoid| avoid.0.clone()),
@@ -308,6 +315,9 @@ impl Call {
         snapshot: &Snapshot<N>,
         path: &str,
     ) -> Look<N> {
+        let Some(picker) = snapshot.pickers.get(self.policy) else {
+            return Look::Wait(Need::State);
+        };
         let mut room = Need::State;
         // Whom to avoid: at first everyone in `avoid`; when nobody else is left, only those tried in this look.
         let (mut from, tried) = (0, self.avoid.len());
@@ -317,10 +327,15 @@ impl Call {
                 now: self.now,
                 random: self.random,
                 path,
+                hash: self.hash,
                 avoid: &self.avoid[from..],
             };
-            let id = match snapshot.picker.pick(&info) {
+            let id = match picker.pick(&info) {
                 PickResult::Pick(id) => id,
+                PickResult::PickAndConnect { id, connect } => {
+                    shared.want(connect);
+                    id
+                }
                 PickResult::Queue { connect } => {
                     if let Some(id) = connect {
                         shared.want(id);

@@ -20,6 +20,7 @@ use crate::resolver::{Hints, Update};
 use crate::timestamp::Timestamp;
 use crate::transport::{Condition, Connection, Connector, Control};
 
+use super::resolution::Heard;
 use super::shared::{Command, Core};
 use super::snapshot::{Live, Seat, Seats, Snapshot};
 
@@ -281,7 +282,11 @@ impl<C: Connector> Driver<C> {
         let mut closed = HashSet::new();
         while let Some(action) = self.balancer.poll_action(now) {
             match action {
-                Action::Open { id, endpoint, load } => {
+                Action::Open {
+                    id,
+                    endpoint,
+                    loads,
+                } => {
                     let slot = id.slot();
                     if self.seats.len() <= slot {
                         self.seats.resize_with(slot + 1, || None);
@@ -289,7 +294,7 @@ impl<C: Connector> Driver<C> {
                     match &self.seats[slot] {
                         Some(seat) if seat.id == id => seat.change(endpoint),
                         _ => {
-                            let seat = Seat::new(id, endpoint, load, now);
+                            let seat = Seat::new(id, endpoint, loads, now);
                             self.seats[slot] = Some(Arc::new(seat));
                             self.seats_changed = true;
                         }
@@ -400,7 +405,7 @@ impl<C: Connector> Driver<C> {
         }
         let state = publication.state;
         self.core.snapshot.store(Arc::new(Snapshot {
-            picker: publication.picker,
+            pickers: publication.pickers,
             seats: self.published.clone(),
             state,
             why: publication.why,
@@ -443,20 +448,10 @@ impl<C: Connector> Driver<C> {
             Event::Channel { from, to } => {
                 tracing::info!(target: "equipoise", %from, %to, "channel state");
             }
-            Event::Resolved {
-                endpoints,
-                added,
-                removed,
-                duplicates,
-                over_limit,
-            } => {
-                tracing::info!(target: "equipoise", endpoints, added, removed, duplicates, "endpoint list");
-                if over_limit > 0 {
-                    tracing::warn!(target: "equipoise", over_limit, "endpoint list longer than max_endpoints; the rest is left out");
-                }
-            }
-            Event::ResolveFailed(error) => {
-                tracing::warn!(target: "equipoise", %error, "resolver failed; the last list stays in use");
+            Event::Resolved { .. } | Event::Kept { .. } | Event::ResolveFailed(_) => {
+                let mut heard = Heard::clone(&self.core.heard.load());
+                heard.note(&event, now);
+                self.core.heard.store(Arc::new(heard));
             }
         }
     }
@@ -509,7 +504,7 @@ impl<C: Connector> Driver<C> {
             return;
         }
         self.core.snapshot.store(Arc::new(Snapshot {
-            picker: last.picker.clone(),
+            pickers: last.pickers.clone(),
             seats: Arc::new(Seats::new(Vec::new())),
             state: Connectivity::Shutdown,
             why: Some(why.into()),

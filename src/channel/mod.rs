@@ -1,6 +1,6 @@
 //! Carry the call.
 //!
-//! The journey of one call: [`service`] takes the request; [`call`] works out its deadline, picks an
+//! The journey of one call: [`service`] takes the request; [`routes`] knows its policy and settings; [`call`] works out its deadline, picks an
 //! endpoint from the published [`snapshot`], reserves a slot on one of its connections, or waits in the
 //! line of [`waiters`]; the connection opens the stream; [`tracked`] follows the response to its end and
 //! tells the endpoint's load how it went, with [`trailers`] for the server's word and [`foreign`] for answers
@@ -16,6 +16,8 @@ mod foreign;
 mod labels;
 mod layer;
 mod observe;
+mod resolution;
+mod routes;
 mod service;
 mod shared;
 mod snapshot;
@@ -27,5 +29,7 @@ pub use builder::Builder;
 pub use extensions::{Avoid, Override, Served, WaitForReady};
 pub use layer::BalanceLayer;
 pub use observe::EndpointStatus;
+pub use resolution::Resolution;
+pub use routes::MethodConfig;
 pub use service::Channel;
 pub use tracked::ResponseBody;

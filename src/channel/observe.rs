@@ -58,8 +58,8 @@ pub struct EndpointStatus {
 impl EndpointStatus {
     pub(super) fn of<N: Connection>(seat: &Seat<N>, now: crate::Timestamp) -> Self {
         let notes = seat.notes();
-        let outcomes = seat.load.outcomes();
-        let latency = seat.load.latency();
+        let outcomes = seat.loads.outcomes();
+        let latency = seat.loads.latency();
         let endpoint = seat.endpoint();
         Self {
             address: endpoint.address().clone(),
@@ -71,8 +71,8 @@ impl EndpointStatus {
                 _ => notes.last_error.as_ref().map(ToString::to_string),
             },
             last_error: notes.last_error.as_ref().map(ToString::to_string),
-            in_flight: seat.load.in_flight(),
-            picks: seat.load.picks(),
+            in_flight: seat.loads.in_flight(),
+            picks: seat.loads.picks(),
             outcomes: (0..StatusCode::COUNT as i32)
                 .map(|n| {
                     (

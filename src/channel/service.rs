@@ -18,6 +18,7 @@ use crate::transport::{Connector, Http2Connector};
 use super::builder::Builder;
 use super::call;
 use super::observe::EndpointStatus;
+use super::resolution::Resolution;
 use super::shared::{Command, Shared};
 use super::tracked::ResponseBody;
 
@@ -73,7 +74,8 @@ impl<C: Connector> Channel<C> {
     /// Replaces the endpoint list. Endpoints in both lists keep their connections, load and standing;
     /// those that left take no new calls and finish what they carry. Where no endpoint of the new list is
     /// ready yet, those of the old list that are stay in use until one is, up to the
-    /// [drain deadline](Builder::drain_deadline). An empty list takes effect at once.
+    /// [drain deadline](Builder::drain_deadline). An empty list takes effect at once, whatever
+    /// [`keep_last_good`](Builder::keep_last_good) is: it is meant.
     ///
     /// # Errors
     ///
@@ -134,6 +136,24 @@ impl<C: Connector> Channel<C> {
         let changed = states.wait_for(|state| *state != from).await.map(|s| *s);
         // The sender lives in what this channel holds; it cannot be gone.
         changed.unwrap_or(Connectivity::Shutdown)
+    }
+
+    /// How current the endpoint list is, and what its resolver has to say. `None` where there is no resolver:
+    /// a list by hand, or one in the target, does not age.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # fn example(channel: equipoise::Channel) {
+    /// if let Some(resolution) = channel.resolution() {
+    ///     if resolution.age > Some(Duration::from_secs(120)) {
+    ///         println!("stale: {:?}", resolution.last_error);
+    ///     }
+    /// }
+    /// # }
+    /// ```
+    pub fn resolution(&self) -> Option<Resolution> {
+        let core = &self.shared.core;
+        (!self.shared.by_hand).then(|| core.heard.load().at(core.clock.now()))
     }
 
     /// Calls that wait for an endpoint now.

@@ -2,7 +2,6 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
@@ -12,6 +11,8 @@ use crate::clock::Clock;
 use crate::endpoint::{Connectivity, Endpoint, EndpointId};
 use crate::transport::Connection;
 
+use super::resolution::Heard;
+use super::routes::Routes;
 use super::snapshot::Snapshot;
 use super::waiters::Waiters;
 
@@ -20,8 +21,24 @@ pub(super) struct Core<N> {
     pub(super) snapshot: ArcSwap<Snapshot<N>>,
     pub(super) waiters: Arc<Waiters>,
     pub(super) clock: Clock,
-    pub(super) timeout: Option<Duration>,
+    pub(super) routes: Routes,
     pub(super) state: watch::Sender<Connectivity>,
+    /// What was last heard of the endpoint list; the driver alone writes it.
+    pub(super) heard: ArcSwap<Heard>,
+}
+
+impl<N> Core<N> {
+    /// What calls and driver begin with.
+    pub(super) fn new(first: Snapshot<N>, queue_limit: usize, routes: Routes) -> Self {
+        Self {
+            state: watch::Sender::new(first.state),
+            snapshot: ArcSwap::from_pointee(first),
+            waiters: Waiters::new(queue_limit),
+            clock: Clock::start(),
+            routes,
+            heard: ArcSwap::default(),
+        }
+    }
 }
 
 /// What a channel asks of its driver.

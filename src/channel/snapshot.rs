@@ -9,14 +9,15 @@ use arc_swap::{ArcSwap, Guard};
 use crate::balancer::AttemptId;
 use crate::endpoint::{Address, Connectivity, Endpoint, EndpointId};
 use crate::error::ConnectError;
-use crate::load::Load;
-use crate::policy::Picker;
+use crate::load::Loads;
+use crate::policy::Pickers;
 use crate::timestamp::Timestamp;
 use crate::transport::{Connection, Control, Slot, Traffic};
 
 /// One published decision. A call loads it once per pick and keeps none of it.
 pub(super) struct Snapshot<N> {
-    pub(super) picker: Arc<dyn Picker>,
+    /// By the number of the policy.
+    pub(super) pickers: Pickers,
     pub(super) seats: Arc<Seats<N>>,
     pub(super) state: Connectivity,
     /// Why calls fail while nobody can take them.
@@ -27,7 +28,7 @@ impl<N> fmt::Debug for Snapshot<N> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Snapshot")
             .field("state", &self.state)
-            .field("picker", &self.picker)
+            .field("pickers", &self.pickers)
             .finish_non_exhaustive()
     }
 }
@@ -85,7 +86,7 @@ pub(super) struct Live<N> {
 /// Where one endpoint's load and connections are kept as long as it is in the list.
 pub(super) struct Seat<N> {
     pub(super) id: EndpointId,
-    pub(super) load: Arc<Load>,
+    pub(super) loads: Loads,
     // Weight and attributes may change in place.
     endpoint: ArcSwap<Endpoint>,
     connections: ArcSwap<Vec<Arc<Live<N>>>>,
@@ -123,12 +124,12 @@ impl<N> Seat<N> {
     pub(super) fn new(
         id: EndpointId,
         endpoint: Arc<Endpoint>,
-        load: Arc<Load>,
+        loads: Loads,
         now: Timestamp,
     ) -> Self {
         Self {
             id,
-            load,
+            loads,
             endpoint: ArcSwap::new(endpoint),
             connections: ArcSwap::default(),
             notes: Mutex::new(Notes {

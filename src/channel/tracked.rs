@@ -24,6 +24,8 @@ use super::trailers;
 /// A call in flight on an endpoint: counted from the pick until this is finished or dropped.
 pub(super) struct InFlight<N> {
     seat: Arc<Seat<N>>,
+    /// The number of the policy that chose the endpoint.
+    policy: usize,
     clock: Clock,
     started: Timestamp,
     first: Option<Timestamp>,
@@ -32,10 +34,16 @@ pub(super) struct InFlight<N> {
 
 impl<N> InFlight<N> {
     /// Counts the call in.
-    pub(super) fn begin(seat: Arc<Seat<N>>, clock: Clock, started: Timestamp) -> Self {
-        seat.load.begin();
+    pub(super) fn begin(
+        seat: Arc<Seat<N>>,
+        policy: usize,
+        clock: Clock,
+        started: Timestamp,
+    ) -> Self {
+        seat.loads.begin();
         Self {
             seat,
+            policy,
             clock,
             started,
             first: None,
@@ -47,7 +55,7 @@ impl<N> InFlight<N> {
     fn first_message(&mut self) {
         if self.first.is_none() {
             self.first = Some(self.clock.now());
-            self.seat.load.spoke();
+            self.seat.loads.spoke();
         }
     }
 
@@ -79,7 +87,8 @@ impl<N> InFlight<N> {
             outcome,
             latency: until.since(self.started),
         };
-        self.seat.load.end(&completion, self.started, now);
+        let loads = &self.seat.loads;
+        loads.end(self.policy, &completion, self.started, now);
         now
     }
 }

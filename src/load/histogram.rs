@@ -62,6 +62,24 @@ pub struct Latency {
 }
 
 impl Latency {
+    /// These and those. The mean of both leans to where more answers came from.
+    pub(super) fn plus(mut self, others: Self) -> Self {
+        let weight = |latency: &Self| latency.count().min(u64::from(u32::MAX)) as u32;
+        let (here, there) = (weight(&self), weight(&others));
+        self.ewma = match (self.ewma, others.ewma) {
+            (Some(a), Some(b)) => Some((a * here + b * there) / (here + there).max(1)),
+            (a, b) => a.or(b),
+        };
+        if self.buckets.is_empty() {
+            self.buckets = others.buckets;
+            return self;
+        }
+        for (sum, count) in self.buckets.iter_mut().zip(&others.buckets) {
+            *sum += count;
+        }
+        self
+    }
+
     /// How many answers it is drawn from.
     pub fn count(&self) -> u64 {
         self.buckets.iter().sum()

@@ -2,7 +2,8 @@
 //!
 //! A [`Load`] holds the live facts of one endpoint: calls in flight, how they ended, how long they took,
 //! and the *score* that the load-aware policies compare. Everything in it is changed by the calls
-//! themselves, without a lock, and read at any time.
+//! themselves, without a lock, and read at any time. Where a channel has several policies, each endpoint has
+//! a `Load` for each of them, and [`Loads`] keeps them together.
 //!
 //! **Errors never look like speed.** A server that fails at once would be the fastest of all. So a
 //! server fault (see [`StatusCode::is_server_fault`](crate::StatusCode::is_server_fault)) never lowers a
@@ -17,6 +18,7 @@
 
 mod cells;
 mod histogram;
+mod loads;
 mod outcomes;
 mod score;
 
@@ -27,6 +29,7 @@ use std::time::Duration;
 
 pub use cells::{Cell, Cells};
 pub use histogram::Latency;
+pub use loads::Loads;
 pub use outcomes::Outcomes;
 
 pub(crate) use cells::{CHUNK, Chunk, Shared};
@@ -81,7 +84,8 @@ pub fn median<'a>(loads: impl IntoIterator<Item = &'a Load>) -> Option<Estimate>
     Some(*estimates.select_nth_unstable(middle).1)
 }
 
-/// The live facts of one endpoint.
+/// The live facts of one endpoint, as one policy of its channel sees them: how the calls that it gave to the
+/// endpoint went, and how many calls are under way there, whoever gave them.
 pub struct Load {
     cell: Cell,
     // Of successful answers, in nanoseconds; 0 before the first.
@@ -253,14 +257,16 @@ impl Load {
         self.cell.apply(Event::Cancelled { key });
     }
 
-    /// Calls given to this endpoint that have not ended.
-    pub fn in_flight(&self) -> u32 {
-        self.cell.word().in_flight() as u32
+    /// A call that another policy gave to this endpoint has ended: one less under way. A newcomer that has
+    /// answered anybody is known to answer; how fast is not this policy's concern.
+    fn end_of_another(&self, outcome: Outcome) {
+        let answered = matches!(outcome, Outcome::Answered(code) if !code.is_server_fault());
+        self.cell.apply(Event::EndedElsewhere { answered });
     }
 
-    /// Calls ever given to this endpoint.
-    pub fn picks(&self) -> u64 {
-        self.outcomes().total() + u64::from(self.in_flight())
+    /// Calls given to this endpoint that have not ended, by whatever policy.
+    pub fn in_flight(&self) -> u32 {
+        self.cell.word().in_flight() as u32
     }
 
     /// How its calls ended.

@@ -62,6 +62,8 @@ pub(crate) enum Event {
     Refused,
     /// A first message came, of a call that goes on.
     Spoke,
+    /// A call that another policy gave to the endpoint has ended.
+    EndedElsewhere { answered: bool },
     /// It has become ready.
     Joined { key: u64, on_trial: bool },
 }
@@ -123,6 +125,8 @@ impl Word {
             Event::Cancelled { key: new } => Self::pack(key.max(new), flags, fewer),
             Event::Refused => Self::pack(key, flags, fewer),
             Event::Spoke => Self::pack(key, flags & !ON_TRIAL, in_flight),
+            Event::EndedElsewhere { answered: true } => Self::pack(key, flags & !ON_TRIAL, fewer),
+            Event::EndedElsewhere { answered: false } => Self::pack(key, flags, fewer),
             Event::Joined { key, on_trial } => {
                 Self::pack(key, if on_trial { ON_TRIAL } else { 0 }, in_flight)
             }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Member, PickInfo, PickResult, Picker, Policy};
-use crate::endpoint::{Connectivity, EndpointId};
+use crate::endpoint::{Connectivity, Endpoint, EndpointId};
 use crate::load::{Cells, Load, median};
 use crate::report::{Completion, Outcome, StatusCode};
 use crate::rng::Rng;
@@ -14,6 +14,12 @@ use crate::timestamp::Timestamp;
 
 pub(super) const OK: Outcome = Outcome::Answered(StatusCode::OK);
 pub(super) const UNAVAILABLE: Outcome = Outcome::Answered(StatusCode::UNAVAILABLE);
+
+/// An endpoint for a slot.
+pub(super) fn endpoint(slot: usize) -> Endpoint {
+    let [.., c, d] = (slot as u32).to_be_bytes();
+    Endpoint::from(std::net::SocketAddr::from(([10, 0, c, d], 80)))
+}
 
 pub(super) struct World {
     cells: Cells,
@@ -52,6 +58,7 @@ impl World {
             id: EndpointId::new(slot as u32, 1),
             state: Connectivity::Ready,
             weight: 1,
+            endpoint: Arc::new(endpoint(slot)),
             load: Arc::new(load),
         });
         self.most_in_flight.push(0);
@@ -83,6 +90,7 @@ impl World {
             now: self.now,
             random: self.rng.word(),
             path: "/a.B/C",
+            hash: None,
             avoid,
         };
         match picker.pick(&info) {

@@ -1,7 +1,10 @@
 //! Where are they?
 //!
 //! A [`Resolver`] turns a [`Target`] into a stream of complete endpoint lists. It runs in a task of its
-//! own, so the list is kept current whether or not calls are made.
+//! own, so the list is kept current whether or not calls are made. [`Dns`] looks names up.
+
+mod dns;
+mod refusal;
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -12,6 +15,8 @@ use tokio::sync::Notify;
 use crate::endpoint::Endpoint;
 use crate::error::ResolveError;
 use crate::target::Target;
+
+pub use dns::Dns;
 
 /// Finds the endpoints of a target, and goes on finding them.
 ///
@@ -53,12 +58,24 @@ pub trait Resolver: Send + Sync + Debug {
         target: &Target,
         hints: Hints,
     ) -> BoxStream<'static, Result<Update, ResolveError>>;
+
+    /// Whether it can work for this target, with the settings it has; asked when the channel is built.
+    /// Default: yes.
+    ///
+    /// # Errors
+    ///
+    /// Says what is wrong: the value and the rule.
+    fn check(&self, target: &Target) -> Result<(), ResolveError> {
+        let _ = target;
+        Ok(())
+    }
 }
 
 /// What a resolver found: always the complete list, never a difference.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Update {
-    /// Every endpoint there is. Duplicates are counted and the first of them used.
+    /// Every endpoint there is. Duplicates are counted and the first of them used. None at all means that there
+    /// is nobody, which takes effect after [`keep_last_good`](crate::Builder::keep_last_good).
     pub endpoints: Vec<Endpoint>,
 }
 

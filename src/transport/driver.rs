@@ -12,10 +12,10 @@ use tokio::time::{Instant, Sleep};
 
 use super::Condition;
 use super::calm::{Calm, is_complaint};
-use super::dial::Socket;
 use super::keepalive::{Keepalive, Signs, Step};
 use super::link::{Link, Order};
 use super::meter::Metered;
+use super::stream::Stream;
 use super::wear::Wear;
 use crate::error::ConnectError;
 
@@ -23,7 +23,7 @@ use crate::error::ConnectError;
 /// announced or with `usize::MAX`: any other value proves that the server spoke HTTP/2.
 pub(super) const NO_SETTINGS: usize = usize::MAX - 1;
 
-type H2 = h2::client::Connection<Metered<Socket>, Bytes>;
+type H2 = h2::client::Connection<Metered<Stream>, Bytes>;
 
 /// Polls one h2 connection from its first byte to its last.
 pub(super) struct Driver {
@@ -74,13 +74,7 @@ impl Driver {
         let early = |link: &Link, cause: String| {
             Err(link.error(format_args!("no HTTP/2 settings: {cause}")))
         };
-        let polled = Pin::new(&mut self.h2).poll(cx);
-        // What h2 makes of other protocols (frames too large, mostly) tells nobody what is wrong.
-        let foreign = self.link.meter.greeting();
-        if let Some(greeting) = foreign.filter(|g| g.is_certain() || polled.is_ready()) {
-            return Poll::Ready(early(&self.link, greeting.to_string()));
-        }
-        if let Poll::Ready(result) = polled {
+        if let Poll::Ready(result) = Pin::new(&mut self.h2).poll(cx) {
             let reason = self.ending(result).to_string();
             let prefix = format!("{}: ", self.link.address);
             let cause = reason.strip_prefix(&prefix).unwrap_or(&reason);

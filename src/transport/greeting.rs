@@ -1,90 +1,82 @@
-//! What a server says first, where that shows that it does not speak HTTP/2.
+//! What the first bytes of a server say when they are not HTTP/2: somebody else is at home.
 
-use std::fmt;
-
-/// How much of it is kept.
-pub(super) const LENGTH: usize = 8;
-
-/// What the first bytes of a server are a sign of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Greeting {
-    /// A status line.
-    Http1,
-    /// A TLS record: an alert, for this client's plain text.
-    Tls,
-    /// Nothing that HTTP/2 begins with: the bytes.
-    Other([u8; LENGTH], usize),
+/// What the server speaks, judging by the first bytes it sent; `None` where they may be HTTP/2.
+///
+/// HTTP/2 begins with a SETTINGS frame: three bytes of a small length, and a 4. Read as such, what the
+/// others begin with would be a frame of more than a megabyte, which no server may send.
+pub(super) fn foreign(first: &[u8]) -> Option<String> {
+    if let [0x14..=0x17, 0x03, ..] = first {
+        let text =
+            "the server speaks TLS, and this channel plaintext; use an https:// target or .tls(..)";
+        return Some(text.to_owned());
+    }
+    if !first.starts_with(b"HTTP/") {
+        return is_too_large(first).then(|| {
+            let start = first[..first.len().min(16)].escape_ascii();
+            format!("the server does not speak HTTP/2; its first bytes are \"{start}\"")
+        });
+    }
+    let line = first.split(|byte| matches!(byte, b'\r' | b'\n')).next();
+    let line: String = String::from_utf8_lossy(line.unwrap_or_default())
+        .chars()
+        .take(80)
+        .collect();
+    // So nginx, Go and others answer plaintext on a port that wants TLS.
+    let tls = first.windows(5).any(|word| word == b"HTTPS");
+    Some(match tls {
+        true => format!(
+            "the server speaks TLS, and this channel plaintext (it answered {line:?}); use an https:// target or .tls(..)"
+        ),
+        false => format!("the server speaks HTTP/1.x, not HTTP/2 (it answered {line:?})"),
+    })
 }
 
-impl Greeting {
-    /// Reads the first `length` bytes received. `None` when HTTP/2 may begin so.
-    pub(super) fn of(bytes: [u8; LENGTH], length: usize) -> Option<Self> {
-        /// Of a frame's head: length, type.
-        const SETTINGS: u8 = 4;
-        let first = &bytes[..length.min(LENGTH)];
-        match *first {
-            [b'H', b'T', b'T', b'P', b'/', ..] => Some(Self::Http1),
-            // Content type alert or handshake, version 3.x.
-            [21 | 22, 3, 0..=4, ..] => Some(Self::Tls),
-            [_, _, _, SETTINGS, ..] | [] | [_] | [_, _] | [_, _, _] => None,
-            _ => Some(Self::Other(bytes, first.len())),
-        }
-    }
-
-    /// Whether it is sure that nothing better will follow, so that there is no use in waiting for it.
-    pub(super) fn is_certain(self) -> bool {
-        matches!(self, Self::Http1 | Self::Tls)
-    }
-}
-
-impl fmt::Display for Greeting {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Http1 => f.write_str("the server answered HTTP/1.1, not HTTP/2"),
-            Self::Tls => f.write_str("the server speaks TLS, and this connection is plain text"),
-            Self::Other(bytes, length) => write!(
-                f,
-                "the server does not speak HTTP/2; its first bytes are \"{}\"",
-                bytes[..*length].escape_ascii()
-            ),
-        }
-    }
+/// Whether this is the head of a frame larger than we allow, before anything allowed it to be.
+fn is_too_large(first: &[u8]) -> bool {
+    matches!(*first, [a, b, c, ..] if u32::from_be_bytes([0, a, b, c]) > 16 << 10)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn text(bytes: &[u8]) -> Option<String> {
-        let mut first = [0; LENGTH];
-        let length = bytes.len().min(LENGTH);
-        first[..length].copy_from_slice(&bytes[..length]);
-        Greeting::of(first, length).map(|greeting| greeting.to_string())
+    #[test]
+    fn tls_and_http_1_are_told_by_their_first_bytes() {
+        for (first, word) in [
+            (&b"\x15\x03\x03\x00\x02\x02\x46"[..], Some("speaks TLS")),
+            (b"\x16\x03\x01\x02\x00", Some("speaks TLS")),
+            (
+                b"HTTP/1.1 404 Not Found\r\n\r\n",
+                Some("HTTP/1.x, not HTTP/2 (it answered \"HTTP/1.1 404 Not Found\")"),
+            ),
+            (
+                b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n",
+                Some("speaks TLS"),
+            ),
+            (
+                b"SSH-2.0-OpenSSH\r\n",
+                Some("does not speak HTTP/2; its first bytes are \"SSH-2.0-OpenSSH\\r\""),
+            ),
+            (b"\xff\xff\"", Some("first bytes are \"\\xff\\xff\\\"\"")),
+            (b"\x00\x00\x12\x04\x00\x00\x00\x00\x00", None),
+            // No SETTINGS, and still HTTP/2.
+            (b"\x00\x00\x08\x06\x00\x00\x00\x00\x00", None),
+            (b"\x15", None),
+            (b"", None),
+        ] {
+            let said = foreign(first);
+            match word {
+                Some(word) => assert!(said.as_ref().is_some_and(|s| s.contains(word)), "{said:?}"),
+                None => assert_eq!(said, None),
+            }
+        }
     }
 
     #[test]
-    fn first_bytes_are_told_apart() {
-        let http2: [&[u8]; 4] = [b"", b"\0\0", b"\0\0\x06\x04\0\0\0\0\0", b"\0\0\0\x04"];
-        for bytes in http2 {
-            assert_eq!(text(bytes), None);
-        }
-        assert!(
-            text(b"HTTP/1.1 400 Bad Request")
-                .unwrap()
-                .contains("HTTP/1.1")
-        );
-        assert!(text(b"HTTP/1.0 400").unwrap().contains("HTTP/1.1"));
-        for alert in [
-            &b"\x15\x03\x01\0\x02\x02\x28"[..],
-            b"\x15\x03\x03\0\x02",
-            b"\x16\x03\x03",
-        ] {
-            assert!(text(alert).unwrap().contains("speaks TLS"));
-        }
-        assert!(
-            text(b"\xff\"SSH-2.0-x")
-                .unwrap()
-                .ends_with("its first bytes are \"\\xff\\\"SSH-2.\"")
-        );
+    fn what_is_quoted_of_a_server_is_short_and_printable() {
+        let mut first = b"HTTP/1.1 200 \x1b[31m\xff".to_vec();
+        first.extend([b'a'; 10_000]);
+        let said = foreign(&first).unwrap();
+        assert!(said.len() < 200 && !said.contains('\x1b'), "{said}");
     }
 }

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Traffic;
-use super::greeting::{self, Greeting};
+use super::greeting::foreign;
 use super::link::Link;
 use crate::error::ConnectError;
 
@@ -18,8 +18,6 @@ use crate::error::ConnectError;
 pub(super) struct Meter {
     sent: AtomicU64,
     received: AtomicU64,
-    // The first bytes received, in the order they came.
-    first: AtomicU64,
 }
 
 impl Meter {
@@ -34,29 +32,6 @@ impl Meter {
         self.received.load(Ordering::Relaxed)
     }
 
-    /// What the server said first, where that is not HTTP/2.
-    pub(super) fn greeting(&self) -> Option<Greeting> {
-        let first = self.first.load(Ordering::Relaxed).to_le_bytes();
-        let length = usize::try_from(self.received()).unwrap_or(usize::MAX);
-        Greeting::of(first, length.min(greeting::LENGTH))
-    }
-
-    /// Counts bytes received, and keeps them if they are the first.
-    fn read(&self, bytes: &[u8]) {
-        let before = self.received.load(Ordering::Relaxed);
-        if before < greeting::LENGTH as u64 {
-            let mut first = self.first.load(Ordering::Relaxed).to_le_bytes();
-            let room = first.iter_mut().skip(before as usize);
-            for (place, byte) in room.zip(bytes) {
-                *place = *byte;
-            }
-            let first = u64::from_le_bytes(first);
-            self.first.store(first, Ordering::Relaxed);
-        }
-        self.received
-            .store(before + bytes.len() as u64, Ordering::Relaxed);
-    }
-
     pub(super) fn traffic(&self) -> Traffic {
         Traffic {
             sent: self.sent(),
@@ -69,11 +44,27 @@ impl Meter {
 pub(super) struct Metered<T> {
     io: T,
     link: Arc<Link>,
+    greeting: bool,
 }
 
 impl<T> Metered<T> {
+    /// A stream of HTTP/2: whatever else the server speaks ends it.
     pub(super) fn new(io: T, link: Arc<Link>) -> Self {
-        Self { io, link }
+        Self {
+            io,
+            link,
+            greeting: true,
+        }
+    }
+
+    /// A stream on which somebody else speaks TLS.
+    #[cfg(feature = "tonic-transport")]
+    pub(super) fn opaque(io: T, link: Arc<Link>) -> Self {
+        Self {
+            io,
+            link,
+            greeting: false,
+        }
     }
 
     fn wrote(&self, bytes: usize) {
@@ -106,12 +97,21 @@ impl<T: AsyncRead + Unpin> AsyncRead for Metered<T> {
         let result = ready!(Pin::new(&mut this.io).poll_read(cx, buf));
         match &result {
             Ok(()) => {
-                let bytes = &buf.filled()[before..];
-                if bytes.is_empty() && room {
+                let bytes = buf.filled().len() - before;
+                if bytes == 0 && room {
                     this.link
                         .lose(|| this.link.error("the server closed the connection"));
                 }
-                this.link.meter.read(bytes);
+                let received = &this.link.meter.received;
+                let earlier = received.fetch_add(bytes as u64, Ordering::Relaxed);
+                if earlier == 0
+                    && this.greeting
+                    && let Some(what) = foreign(&buf.filled()[before..])
+                {
+                    // h2 would wait for the rest of a frame, and at best call it too large.
+                    this.link.lose(|| this.link.error(&what));
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, what)));
+                }
             }
             Err(error) => this.failed("read", error),
         }

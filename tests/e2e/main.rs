@@ -7,10 +7,15 @@ mod building;
 mod calls;
 mod cancelling;
 mod deadlines;
+mod hashing;
 mod lifecycle;
 mod observing;
+mod resolving;
+mod routing;
 mod steering;
+mod tls;
 mod tonic_bugs;
+mod tonic_connector;
 mod wide;
 
 use std::net::SocketAddr;

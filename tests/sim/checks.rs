@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use equipoise::balancer::{AttemptId, Backoff, Balancer, Event, Publication, View};
-use equipoise::{Address, Connectivity, Endpoint, EndpointId, Timestamp};
+use equipoise::{Address, Connectivity, Endpoint, EndpointId, Outcome, Timestamp};
 
 use crate::world::Settings;
 
@@ -19,6 +19,11 @@ pub(crate) struct Checks {
     prompt: bool,
     tracks: BTreeMap<EndpointId, Track>,
     listed: Option<BTreeSet<Identity>>,
+    keep_last_good: Duration,
+    /// When the empty list takes effect that was given last.
+    kept: Option<Timestamp>,
+    /// Whether the balancer has told of it.
+    kept_told: bool,
     unresolved: bool,
     channel: Connectivity,
     /// Dials that lost their race or their endpoint: the balancer must abandon each.
@@ -41,6 +46,8 @@ struct Track {
     identity: Identity,
     state: Connectivity,
     live: BTreeMap<AttemptId, Live>,
+    /// Calls it answered without a fault of its own.
+    served: u64,
     under_way: BTreeSet<AttemptId>,
     /// Addresses dialled in the pass that goes on.
     tried: BTreeSet<Address>,
@@ -58,6 +65,8 @@ struct Track {
 
 struct Live {
     since: Timestamp,
+    /// Calls the endpoint had served before.
+    served: u64,
     proven: bool,
     worn: bool,
 }
@@ -66,7 +75,7 @@ impl Track {
     fn forgive(&mut self, backoff: &Backoff, now: Timestamp) {
         let stable = backoff.base.min(Duration::from_millis(250));
         for live in self.live.values_mut().filter(|live| !live.proven) {
-            if now >= live.since + stable {
+            if now >= live.since + stable || self.served >= live.served + 100 {
                 live.proven = true;
                 self.failures = 0;
                 self.spared = false;
@@ -91,6 +100,9 @@ impl Checks {
             prompt: settings.lag.is_zero(),
             tracks: BTreeMap::new(),
             listed: None,
+            keep_last_good: settings.config.keep_last_good,
+            kept: None,
+            kept_told: false,
             unresolved: false,
             channel: Connectivity::Connecting,
             discarded: BTreeSet::new(),
@@ -102,9 +114,27 @@ impl Checks {
 
     // The resolver's news.
 
-    pub(crate) fn listed(&mut self, list: &[Endpoint], balancer: &Balancer) {
-        self.listed = Some(list.iter().map(identity).collect());
+    pub(crate) fn listed(&mut self, list: &[Endpoint], balancer: &Balancer, now: Timestamp) {
+        let somebody = self.listed.as_ref().is_some_and(|list| !list.is_empty());
+        if list.is_empty() && somebody && !self.keep_last_good.is_zero() {
+            // From the first empty one on.
+            if self.kept.is_none() {
+                self.kept = Some(now + self.keep_last_good);
+                self.kept_told = false;
+            }
+        } else {
+            self.kept = None;
+            self.listed = Some(list.iter().map(identity).collect());
+        }
         self.departed(balancer);
+    }
+
+    /// Time has passed, and the balancer is about to hear of it.
+    pub(crate) fn time(&mut self, now: Timestamp) {
+        if self.kept.is_some_and(|until| until <= now) {
+            self.kept = None;
+            self.listed = Some(BTreeSet::new());
+        }
     }
 
     /// Before the work is done: who is not there any more is to be closed.
@@ -153,10 +183,18 @@ impl Checks {
         track.live.retain(|_, live| !live.worn);
         let live = Live {
             since: now,
+            served: track.served,
             proven: false,
             worn: false,
         };
         track.live.insert(name, live);
+    }
+
+    pub(crate) fn ended(&mut self, id: EndpointId, outcome: Outcome) {
+        let served = matches!(outcome, Outcome::Answered(code) if !code.is_server_fault());
+        if let Some(track) = self.tracks.get_mut(&id).filter(|_| served) {
+            track.served += 1;
+        }
     }
 
     pub(crate) fn dial_failed(&mut self, id: EndpointId, name: AttemptId, now: Timestamp) {
@@ -219,6 +257,7 @@ impl Checks {
             identity: identity.clone(),
             state: Connectivity::Idle,
             live: BTreeMap::new(),
+            served: 0,
             under_way: BTreeSet::new(),
             tried: BTreeSet::new(),
             failures: 0,
@@ -335,6 +374,10 @@ impl Checks {
                     over_limit,
                     ..
                 } => assert!(endpoints <= self.max_endpoints && (over_limit == 0 || endpoints > 0)),
+                Event::Kept { endpoints, .. } => {
+                    assert!(endpoints > 0, "nobody was kept");
+                    self.kept_told = true;
+                }
                 Event::ResolveFailed(_) => {}
             }
         }
@@ -352,6 +395,12 @@ impl Checks {
             balancer.state(),
             self.channel,
             "{now:?}: a change of state without an event"
+        );
+        assert!(
+            self.kept
+                .is_none_or(|until| self.kept_told && (until > now || !self.prompt)),
+            "{now:?}: the last list outlived its time, or nobody was told: {:?}",
+            self.kept
         );
         self.steps += 1;
         if self.tracks.len() > MANY && !self.steps.is_multiple_of(128) {

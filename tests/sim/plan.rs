@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use equipoise::balancer::{Backoff, Config};
-use equipoise::policy::{Adaptive, LeastRequest, Policy, Random, RoundRobin};
+use equipoise::policy::{Adaptive, LeastRequest, Policy, Random, RingHash, RoundRobin};
 use equipoise::rng::Rng;
 use equipoise::{Address, Connectivity, Endpoint, StatusCode, Timestamp};
 
@@ -55,10 +55,15 @@ const FAULTS: [Fault; 18] = [
     Fault::Burst,
 ];
 
+/// Of so many policies a world has some, by number; the last is the one that connects when a call needs it.
+const POLICIES: usize = 5;
+const RING: usize = POLICIES - 1;
+
 /// Everything a seed decides before the clock starts.
 pub(crate) struct Plan {
     settings: Settings,
-    policy: usize,
+    /// At least one.
+    policies: Vec<usize>,
     endpoints: Vec<Endpoint>,
     hosts: Vec<(Address, Host)>,
     chaos: Duration,
@@ -120,6 +125,7 @@ impl Plan {
                     _ => 10_000,
                 },
                 linger: ms(pick(&mut rng, &[0, 500, 30_000])),
+                keep_last_good: ms(pick(&mut rng, &[0, 700, 300_000])),
                 ..Config::default()
             },
             budget: ms(pick(&mut rng, &[200, 1_000, 10_000])),
@@ -138,7 +144,10 @@ impl Plan {
         };
         Self {
             settings,
-            policy: rng.below(4),
+            policies: match rng.below(4) {
+                0 => (0..2 + rng.below(2)).map(|_| rng.below(POLICIES)).collect(),
+                _ => vec![rng.below(POLICIES)],
+            },
             endpoints,
             hosts,
             chaos,
@@ -148,23 +157,31 @@ impl Plan {
         }
     }
 
-    fn policy(&self) -> Box<dyn Policy> {
-        match self.policy {
+    fn policy(which: usize) -> Box<dyn Policy> {
+        match which {
             0 => Box::new(Adaptive::default()),
             1 => Box::new(LeastRequest::default()),
             2 => Box::new(Random),
-            _ => Box::new(RoundRobin::default()),
+            3 => Box::new(RoundRobin::default()),
+            RING.. => Box::new(RingHash::default().with_sizes(64, 256)),
         }
     }
 
     /// Chaos, healing, proof of life.
     pub(crate) fn run(self, keep_words: bool) -> Outcome {
-        let policy = self.policy();
-        self.run_with(policy, keep_words)
+        let mut policies = self.policies.iter().map(|&which| Self::policy(which));
+        let first = policies.next().expect("a plan has a policy");
+        let more = policies.collect();
+        self.run_with(first, more, keep_words)
     }
 
-    pub(crate) fn run_with(self, policy: Box<dyn Policy>, keep_words: bool) -> Outcome {
-        let mut world = World::new(self.settings.clone(), policy);
+    pub(crate) fn run_with(
+        self,
+        first: Box<dyn Policy>,
+        more: Vec<Box<dyn Policy>>,
+        keep_words: bool,
+    ) -> Outcome {
+        let mut world = World::with_policies(self.settings.clone(), first, more);
         world.trace.words = keep_words.then(Default::default);
         let words = WordsOnPanic;
         words.watch(&mut world, |world| self.live(world))
@@ -187,6 +204,8 @@ impl Plan {
         // Heal: every host is well again, and the list is whole.
         world.hosts.extend(self.hosts.iter().cloned());
         world.resolve(self.endpoints.clone());
+        // Then nobody is connected but for a call's sake.
+        let lazy = self.policies.iter().all(|&which| which == RING);
         let config = &self.settings.config;
         let in_line = self.hosts.len() as f64 / f64::from(config.connect_rate);
         let pause = config.backoff.cap.mul_f64(1.0 + config.backoff.jitter);
@@ -195,15 +214,22 @@ impl Plan {
         world.run_until_or(bound, "READY after the faults have ended", |world| {
             world.balancer.state() == Connectivity::Ready
         });
-        world.run_until_or(bound + secs(1), "every endpoint READY", World::all_ready);
+        world.run_until_or(bound + secs(1), "every endpoint READY", |world| {
+            world.all_ready() || (lazy && world.none_astray())
+        });
 
         // Alive: calls succeed, and then nothing is left.
         world.run_for(secs(6));
         world.assert_clean();
         let before = (world.all_ended(), world.ended(Ending::Ok));
         let (start, calls) = (world.now, 30);
-        world.traffic(ms(10), start + ms(10 * calls), Request::default());
-        world.run_for(secs(3));
+        // Where nobody was connected before, each call may have to wait for a connection of its own.
+        let mut request = Request::default();
+        if lazy {
+            request.deadline += Duration::from_secs_f64(in_line);
+        }
+        world.traffic(ms(10), start + ms(10 * calls), request);
+        world.run_for(request.deadline + secs(2));
         let after = (
             world.all_ended() - before.0,
             world.ended(Ending::Ok) - before.1,
@@ -317,10 +343,8 @@ fn strike(world: &mut World, fault: Fault, word: u64, endpoints: &[Endpoint]) {
         Fault::Reweigh => {
             let heavier = endpoints.iter().map(|endpoint| {
                 let weight = 1 + rng.below(9) as u32;
-                endpoint
-                    .clone()
-                    .with_weight(weight)
-                    .expect("it is at least 1")
+                let endpoint = endpoint.clone().with_hash_key(format!("{}", rng.below(9)));
+                endpoint.with_weight(weight).expect("it is at least 1")
             });
             let list = heavier.collect();
             return world.resolve(list);

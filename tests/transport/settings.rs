@@ -57,7 +57,7 @@ async fn giving_up_on_a_silent_server_closes_the_socket() {
 async fn a_server_that_speaks_something_else_is_never_ready() {
     let bytes = "HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n";
     for (what, reason) in [
-        ("answer", "the server answered HTTP/1.1, not HTTP/2"),
+        ("answer", "the server speaks HTTP/1.x, not HTTP/2"),
         ("close", "closed the connection"),
     ] {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -316,7 +316,7 @@ fn b16_connections_to_something_else() {
     alone(async {
         let before = Footprint::take();
         for (bytes, why) in [
-            (HTTP1, "the server answered HTTP/1.1, not HTTP/2"),
+            (HTTP1, "the server speaks HTTP/1.x, not HTTP/2"),
             (ALERT, "the server speaks TLS"),
             (
                 RANDOM,

@@ -146,6 +146,57 @@ fn an_empty_list_fails_calls_until_the_next() {
     assert_eq!((world.ended(Ending::Ok), world.all_ended()), (1, 2));
 }
 
+/// D3: an empty list after a good one. The good one stays in use for five minutes, in which nobody notices,
+/// and then there is nobody.
+#[test]
+fn d3_an_empty_list_waits_while_the_last_good_one_is_kept() {
+    let mut settings = Settings::new(3);
+    settings.config.keep_last_good = secs(300);
+    let mut world = world_with(settings, 2, Box::new(RoundRobin::default()));
+    world.resolve(endpoints(1..=2));
+    world.traffic(ms(20), at(400_000), Request::default());
+    // Again and again, as a resolver would that looks twice a minute, with an error in between.
+    for n in 0..12 {
+        world.at(at(10_001 + n * 29_000), move |world| match n {
+            3 => world.resolve_failed(),
+            _ => world.resolve(Vec::new()),
+        });
+    }
+    // Connections are kept up all the while.
+    world.at(at(200_000), |world| world.cut(&host(1)));
+    world.run_until(at(310_000));
+    assert_eq!(world.balancer.state(), Connectivity::Ready);
+    assert_eq!(world.ended(Ending::NoEndpoint), 0);
+    let served = world.ended(Ending::Ok);
+    assert!(served > 15_000, "{served}");
+    world.run_until(at(310_001));
+    assert_eq!(world.balancer.state(), Connectivity::TransientFailure);
+    world.run_until(at(401_000));
+    // From that very moment on, every call.
+    assert_eq!(world.ended(Ending::NoEndpoint), 4_499);
+    world.assert_clean();
+    world.resolve(endpoints(1..=2));
+    world.run_until(at(402_000));
+    assert_eq!(world.balancer.state(), Connectivity::Ready);
+}
+
+/// D1: sixty seconds of errors after a good list, and nobody notices.
+#[test]
+fn d1_sixty_seconds_of_resolver_errors() {
+    let mut world = world(3);
+    world.resolve(endpoints(1..=3));
+    world.run_until(at(100));
+    for n in 0..12 {
+        world.at(at(1_000 + n * 5_000), |world| world.resolve_failed());
+    }
+    world.at(at(30_000), |world| world.cut(&host(2)));
+    world.traffic(ms(6), at(60_100), Request::default());
+    world.run_until(at(62_000));
+    let (all, ok) = (world.all_ended(), world.ended(Ending::Ok));
+    // But for the call that was cut.
+    assert!(all == 10_000 && ok >= all - 1, "{ok} of {all}");
+}
+
 /// A resolver that stops answering takes nobody away.
 #[test]
 fn a_resolver_error_keeps_the_last_good_list() {

@@ -1,7 +1,9 @@
 //! The clients' part: a call is picked for, carried, and ends once.
 
 use equipoise::balancer::AttemptId;
-use equipoise::policy::{PickInfo, PickResult};
+use std::sync::Arc;
+
+use equipoise::policy::{PickInfo, PickResult, Picker};
 use equipoise::{Completion, EndpointId, Outcome, StatusCode};
 
 use super::{Answers, Ending, Job, Picked, Running, World, number};
@@ -13,17 +15,24 @@ impl World {
             let Some(call) = self.calls.get(&number_of_call) else {
                 return;
             };
-            let Some(picker) = &self.picker else {
+            let Some(picker) = self.picker(number_of_call) else {
                 return self.wait(number_of_call);
             };
             let info = PickInfo {
                 now: self.now,
                 random: self.rng.word(),
                 path: "/sim.World/Call",
+                hash: call.hash,
                 avoid: &call.avoid,
             };
-            match picker.pick(&info) {
-                PickResult::Pick(id) => {
+            let waits = call.request.wait_for_ready;
+            let result = picker.pick(&info);
+            if let PickResult::PickAndConnect { connect, .. } = result {
+                self.balancer.handle_wanted(connect, self.now);
+                self.after_news();
+            }
+            match result {
+                PickResult::Pick(id) | PickResult::PickAndConnect { id, .. } => {
                     self.checks.picked(id);
                     let open = self
                         .seats
@@ -55,7 +64,7 @@ impl World {
                     return;
                 }
                 PickResult::Fail => {
-                    return match call.request.wait_for_ready {
+                    return match waits {
                         true => self.wait(number_of_call),
                         false => self.finish(number_of_call, Ending::NoEndpoint),
                     };
@@ -76,11 +85,17 @@ impl World {
         self.schedule(deadline, Job::Deadline(number_of_call));
     }
 
+    /// The picker of the call's policy: the calls take turns at the policies.
+    fn picker(&self, number_of_call: u64) -> Option<Arc<dyn Picker>> {
+        let policy = number_of_call as usize % self.policies;
+        self.pickers.as_ref().map(|pickers| pickers[policy].clone())
+    }
+
     pub(super) fn start(&mut self, number_of_call: u64, id: EndpointId, connection: AttemptId) {
         self.trace
             .note(self.now, "call", number(id), number_of_call);
         let seat = self.seats.get_mut(&id).expect("it was picked");
-        seat.load.begin();
+        seat.loads.begin();
         seat.guards += 1;
         let carrier = self.connections.get_mut(&connection).expect("it is open");
         carrier.calls.insert(number_of_call);
@@ -128,7 +143,9 @@ impl World {
             latency: self.now.since(running.since),
         };
         let seat = self.seats.get_mut(&running.id).expect("it carries a call");
-        seat.load.end(&completion, running.since, self.now);
+        let policy = number_of_call as usize % self.policies;
+        seat.loads.end(policy, &completion, running.since, self.now);
+        self.checks.ended(running.id, outcome);
         seat.guards -= 1;
         if seat.closed && seat.guards == 0 {
             self.seats.remove(&running.id);

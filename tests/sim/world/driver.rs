@@ -39,12 +39,16 @@ impl World {
     pub(super) fn act(&mut self, action: Action) -> bool {
         self.deeds += u64::from(!matches!(action, Action::Publish(_)));
         match action {
-            Action::Open { id, endpoint, load } => {
+            Action::Open {
+                id,
+                endpoint,
+                loads,
+            } => {
                 self.trace
                     .note(self.now, "open", number(id), u64::from(endpoint.weight()));
                 self.checks.opened(id, &endpoint, &self.balancer);
                 self.seats.entry(id).or_insert_with(|| Seat {
-                    load,
+                    loads,
                     open: BTreeSet::new(),
                     closed: false,
                     guards: 0,
@@ -83,7 +87,8 @@ impl World {
                     .note(self.now, "publish", publication.state as u64, 0);
                 self.checks.published(&self.balancer, &publication);
                 self.publications += 1;
-                self.picker = Some(publication.picker);
+                assert_eq!(publication.pickers.len(), self.policies);
+                self.pickers = Some(publication.pickers);
                 return true;
             }
             Action::Resolve => self.trace.note(self.now, "resolve", 0, 0),

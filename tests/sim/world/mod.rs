@@ -8,12 +8,11 @@ mod calls;
 mod driver;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
 use std::time::Duration;
 
 use equipoise::balancer::{AttemptId, Balancer, Config};
-use equipoise::load::Load;
-use equipoise::policy::{Picker, Policy};
+use equipoise::load::Loads;
+use equipoise::policy::{Pickers, Policy};
 use equipoise::rng::Rng;
 use equipoise::{
     Address, Connectivity, Endpoint, EndpointId, Outcome, ResolveError, StatusCode, Timestamp,
@@ -146,7 +145,7 @@ enum Job {
 }
 
 struct Seat {
-    load: Arc<Load>,
+    loads: Loads,
     /// Connections that take calls.
     open: BTreeSet<AttemptId>,
     closed: bool,
@@ -169,6 +168,8 @@ struct Connection {
 
 struct Call {
     request: Request,
+    /// What it is to be placed by, by policies that heed it.
+    hash: Option<u64>,
     since: Timestamp,
     avoid: Vec<EndpointId>,
     attempt: u32,
@@ -212,7 +213,8 @@ pub(crate) struct World {
     pub(crate) deeds: u64,
     pub(crate) publications: u64,
     pub(crate) trace: Trace,
-    picker: Option<Arc<dyn Picker>>,
+    pickers: Option<Pickers>,
+    policies: usize,
     queue: BTreeMap<(Timestamp, u64), Job>,
     sequence: u64,
     pumping: bool,
@@ -253,11 +255,21 @@ fn number(id: EndpointId) -> u64 {
 
 impl World {
     pub(crate) fn new(settings: Settings, policy: Box<dyn Policy>) -> Self {
+        Self::with_policies(settings, policy, Vec::new())
+    }
+
+    /// A world whose calls take turns at several policies.
+    pub(crate) fn with_policies(
+        settings: Settings,
+        first: Box<dyn Policy>,
+        more: Vec<Box<dyn Policy>>,
+    ) -> Self {
+        let policies = more.len();
         settings.config.validate().expect("the plan is valid");
         let mut rng = Rng::new(settings.seed);
         Self {
             now: Timestamp::ZERO,
-            balancer: Balancer::new(settings.config.clone(), policy, rng.word()),
+            balancer: Balancer::new(settings.config.clone(), first, more, rng.word()),
             checks: Checks::new(&settings),
             settings,
             hosts: BTreeMap::new(),
@@ -271,7 +283,8 @@ impl World {
                 hash: 0,
                 words: None,
             },
-            picker: None,
+            pickers: None,
+            policies: 1 + policies,
             queue: BTreeMap::new(),
             sequence: 0,
             pumping: false,
@@ -317,7 +330,7 @@ impl World {
     pub(crate) fn resolve(&mut self, list: Vec<Endpoint>) {
         self.trace.note(self.now, "list", list.len() as u64, 0);
         self.balancer.handle_resolution(Ok(list.clone()), self.now);
-        self.checks.listed(&list, &self.balancer);
+        self.checks.listed(&list, &self.balancer, self.now);
         self.after_news();
     }
 
@@ -337,10 +350,16 @@ impl World {
         if let Some(patience) = request.patience {
             self.schedule(self.now + patience, Job::Patience(call));
         }
+        // A few keys come again and again, and some calls have none.
+        let hash = match self.rng.below(4) {
+            0 => None,
+            _ => Some(equipoise::rng::remix(self.rng.below(50) as u64)),
+        };
         self.calls.insert(
             call,
             Call {
                 request,
+                hash,
                 since: self.now,
                 avoid: Vec::new(),
                 attempt: 0,
@@ -427,6 +446,13 @@ impl World {
             .all(|view| view.state == Connectivity::Ready)
     }
 
+    /// Whether each endpoint is ready, or idle for want of calls.
+    pub(crate) fn none_astray(&self) -> bool {
+        use Connectivity::{Idle, Ready};
+        let mut views = self.balancer.endpoints();
+        views.all(|view| matches!(view.state, Ready | Idle))
+    }
+
     pub(crate) fn dials_to(&self, address: &Address) -> Vec<Timestamp> {
         let dials = self.dials.iter().filter(|dial| dial.address == *address);
         dials.map(|dial| dial.at).collect()
@@ -452,7 +478,7 @@ impl World {
         assert_eq!(self.waiting.len(), 0, "calls waiting");
         for (id, seat) in &self.seats {
             assert_eq!(
-                (seat.load.in_flight(), seat.guards),
+                (seat.loads.in_flight(), seat.guards),
                 (0, 0),
                 "in flight on {id:?}"
             );
@@ -489,13 +515,14 @@ impl World {
             }
         } else {
             self.trace.note(self.now, "timer", 0, 0);
+            self.checks.time(self.now);
             self.balancer.handle_timeout(self.now);
             self.after_news();
         }
         self.checks.in_flight(
             self.seats
                 .iter()
-                .map(|(&id, seat)| (id, seat.load.in_flight(), seat.guards)),
+                .map(|(&id, seat)| (id, seat.loads.in_flight(), seat.guards)),
         );
         true
     }

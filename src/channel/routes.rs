@@ -1,0 +1,312 @@
+//! Which policy and which settings a call goes by: those of its method, else of its service, else of the channel.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::Error;
+use crate::policy::{HashOn, Policy};
+
+/// What the calls of one service or one method are given beyond a policy; see
+/// [`Builder::service_config`](super::Builder::service_config).
+///
+/// Each setting stands by itself: one that is not given is that of the service, else of the channel.
+///
+/// ```
+/// use equipoise::{Channel, MethodConfig};
+/// use std::time::Duration;
+///
+/// let quick = MethodConfig::default().with_timeout(Duration::from_millis(200));
+/// let channel = Channel::builder("static:127.0.0.1:50051")?
+///     .service_config("shop.Cart", MethodConfig::default().with_wait_for_ready(true))
+///     .method_config("/shop.Cart/Show", quick)
+///     .build()?;
+/// # Ok::<(), equipoise::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MethodConfig {
+    timeout: Option<Duration>,
+    wait_for_ready: Option<bool>,
+}
+
+impl MethodConfig {
+    /// The longest such a call may take, all attempts and its response's body included; a shorter
+    /// `grpc-timeout` of the call's own wins. Default: the service's, else that of
+    /// [`Builder::timeout`](super::Builder::timeout), which this may exceed. Above zero.
+    pub fn with_timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// Whether such a call waits for an endpoint that is ready, up to its deadline, rather than fail while there
+    /// is none. Default: the service's, else not. A call with [`WaitForReady`](crate::WaitForReady) waits anyway.
+    pub fn with_wait_for_ready(mut self, wait: bool) -> Self {
+        self.wait_for_ready = Some(wait);
+        self
+    }
+
+    /// These settings, and those of `general` where there are none.
+    fn over(self, general: Self) -> Self {
+        Self {
+            timeout: self.timeout.or(general.timeout),
+            wait_for_ready: self.wait_for_ready.or(general.wait_for_ready),
+        }
+    }
+}
+
+/// What a call goes by.
+#[derive(Clone, Debug)]
+pub(super) struct Route {
+    /// The number of its policy.
+    pub(super) policy: usize,
+    pub(super) hash_on: HashOn,
+    pub(super) timeout: Option<Duration>,
+    pub(super) wait_for_ready: bool,
+}
+
+/// Makes a policy for one more channel.
+pub(super) type MakePolicy = Arc<dyn Fn() -> Box<dyn Policy> + Send + Sync>;
+
+/// What was asked for one service or one method.
+#[derive(Clone, Default)]
+pub(super) struct Wishes {
+    pub(super) policy: Option<MakePolicy>,
+    pub(super) config: MethodConfig,
+}
+
+/// All that was asked for, by the name of the service and the path of the method.
+#[derive(Clone, Default)]
+pub(super) struct Wanted {
+    pub(super) services: BTreeMap<String, Wishes>,
+    pub(super) methods: BTreeMap<String, Wishes>,
+}
+
+impl Wanted {
+    /// Whether every name can be met in a request, and every wish be granted.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        for (name, wishes) in &self.services {
+            let whose = format!("service {name:?}");
+            if !is_name(name) {
+                return Err(Error::config(format!(
+                    "{whose}: expected a name such as package.Service, without slashes"
+                )));
+            }
+            wishes.check(&whose)?;
+        }
+        for (path, wishes) in &self.methods {
+            let whose = format!("method {path:?}");
+            let parts = path.strip_prefix('/').and_then(|path| path.split_once('/'));
+            if !parts.is_some_and(|(service, method)| is_name(service) && is_name(method)) {
+                return Err(Error::config(format!(
+                    "{whose}: expected a path such as /package.Service/Method"
+                )));
+            }
+            wishes.check(&whose)?;
+        }
+        Ok(())
+    }
+
+    /// The routes, and the policies they name beyond `first`, which is number 0.
+    pub(super) fn routes(
+        &self,
+        first: &dyn Policy,
+        timeout: Option<Duration>,
+    ) -> (Routes, Vec<Box<dyn Policy>>) {
+        let mut more = Vec::new();
+        let general = MethodConfig {
+            timeout,
+            wait_for_ready: None,
+        };
+        let otherwise = Route {
+            policy: 0,
+            hash_on: first.hash_on(),
+            timeout,
+            wait_for_ready: false,
+        };
+        let mut services = HashMap::new();
+        for (name, wishes) in &self.services {
+            let route = wishes.route(&otherwise, wishes.config.over(general), &mut more);
+            services.insert(name.clone(), route);
+        }
+        let mut methods = HashMap::new();
+        for (path, wishes) in &self.methods {
+            let service = service(path);
+            let above = services.get(service).unwrap_or(&otherwise);
+            let asked = self.services.get(service).map(|wishes| wishes.config);
+            let config = wishes.config.over(asked.unwrap_or_default()).over(general);
+            methods.insert(path.clone(), wishes.route(above, config, &mut more));
+        }
+        let routes = Routes {
+            otherwise,
+            services,
+            methods,
+        };
+        (routes, more)
+    }
+}
+
+impl Wishes {
+    fn check(&self, whose: &str) -> Result<(), Error> {
+        if let Some(make) = &self.policy {
+            let named = |error| Error::config(format!("{whose}: {error}"));
+            make().check().map_err(named)?;
+        }
+        match self.config.timeout {
+            Some(Duration::ZERO) => Err(Error::config(format!(
+                "{whose}: timeout 0ns is not above zero"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    fn route(&self, above: &Route, config: MethodConfig, more: &mut Vec<Box<dyn Policy>>) -> Route {
+        let (policy, hash_on) = match &self.policy {
+            None => (above.policy, above.hash_on.clone()),
+            Some(make) => {
+                let policy = make();
+                let hash_on = policy.hash_on();
+                more.push(policy);
+                (more.len(), hash_on)
+            }
+        };
+        Route {
+            policy,
+            hash_on,
+            timeout: config.timeout,
+            wait_for_ready: config.wait_for_ready.unwrap_or(false),
+        }
+    }
+}
+
+/// The routes of one channel.
+pub(super) struct Routes {
+    otherwise: Route,
+    services: HashMap<String, Route>,
+    methods: HashMap<String, Route>,
+}
+
+impl Routes {
+    /// What a call to `path` goes by.
+    #[inline]
+    pub(super) fn find(&self, path: &str) -> &Route {
+        if self.services.is_empty() && self.methods.is_empty() {
+            return &self.otherwise;
+        }
+        let of_method = self.methods.get(path);
+        of_method
+            .or_else(|| self.services.get(service(path)))
+            .unwrap_or(&self.otherwise)
+    }
+}
+
+/// The service in `/package.Service/Method`.
+fn service(path: &str) -> &str {
+    let path = path.strip_prefix('/').unwrap_or(path);
+    path.split_once('/').map_or(path, |(service, _)| service)
+}
+
+/// Whether it is made of what names in a path are made of.
+fn is_name(text: &str) -> bool {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
+    !text.is_empty() && text.chars().all(fits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::{LeastRequest, Random, RoundRobin};
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn wanted() -> Wanted {
+        let mut wanted = Wanted::default();
+        let cart = wanted.services.entry("shop.Cart".into()).or_default();
+        cart.policy = Some(Arc::new(|| Box::new(RoundRobin::default())));
+        cart.config = MethodConfig::default()
+            .with_timeout(200 * MS)
+            .with_wait_for_ready(true);
+        let add = wanted.methods.entry("/shop.Cart/Add".into()).or_default();
+        add.config = MethodConfig::default().with_timeout(9_000 * MS);
+        let search = wanted.methods.entry("/shop.Catalog/Search".into());
+        let search = search.or_default();
+        search.policy = Some(Arc::new(|| Box::new(LeastRequest::default())));
+        search.config = MethodConfig::default().with_wait_for_ready(true);
+        let show = wanted.methods.entry("/shop.Cart/Show".into()).or_default();
+        show.policy = Some(Arc::new(|| Box::new(Random)));
+        show.config = MethodConfig::default().with_wait_for_ready(false);
+        wanted
+    }
+
+    #[test]
+    fn each_setting_is_the_methods_else_the_services_else_the_channels() {
+        let (routes, more) = wanted().routes(&Random, Some(1_000 * MS));
+        assert_eq!(more.len(), 3);
+        let policy = |number: usize| match number {
+            0 => "Random".to_owned(),
+            n => format!("{:?}", more[n - 1]),
+        };
+        for (path, name, timeout, waits) in [
+            ("/shop.Cart/Remove", "RoundRobin", 200, true),
+            ("/shop.Cart/Add", "RoundRobin", 9_000, true),
+            ("/shop.Cart/Show", "Random", 200, false),
+            ("/shop.Catalog/Search", "LeastRequest", 1_000, true),
+            ("/shop.Catalog/List", "Random", 1_000, false),
+            ("/shop.CartX/Add", "Random", 1_000, false),
+            ("/", "Random", 1_000, false),
+            ("", "Random", 1_000, false),
+        ] {
+            let route = routes.find(path);
+            assert!(policy(route.policy).starts_with(name), "{path}: {route:?}");
+            assert_eq!(route.timeout, Some(timeout * MS), "{path}");
+            assert_eq!(route.wait_for_ready, waits, "{path}");
+        }
+        assert_ne!(
+            routes.find("/shop.Cart/Show").policy,
+            0,
+            "its own, not the channel's"
+        );
+    }
+
+    #[test]
+    fn bad_names_and_settings_are_told_apart() {
+        let service = |name: &str, config| {
+            let mut wanted = Wanted::default();
+            wanted.services.entry(name.into()).or_default().config = config;
+            wanted.check()
+        };
+        let method = |path: &str| {
+            let mut wanted = Wanted::default();
+            wanted.methods.entry(path.into()).or_default();
+            wanted.check()
+        };
+        let plain = MethodConfig::default();
+        assert!(service("shop.Cart", plain).is_ok() && method("/shop.Cart/Add").is_ok());
+        for name in ["", "/shop.Cart", "shop.Cart/", "shop Cart", "shop.Cart/Add"] {
+            let text = service(name, plain).unwrap_err().to_string();
+            assert!(
+                text.contains(&format!("service {name:?}: expected")),
+                "{text}"
+            );
+        }
+        for path in [
+            "",
+            "/",
+            "shop.Cart/Add",
+            "/shop.Cart",
+            "/shop.Cart/",
+            "//Add",
+            "/a/b/c",
+        ] {
+            let text = method(path).unwrap_err().to_string();
+            assert!(
+                text.contains(&format!("method {path:?}: expected")),
+                "{text}"
+            );
+        }
+        let text = service("a.B", plain.with_timeout(Duration::ZERO)).unwrap_err();
+        assert_eq!(
+            text.to_string(),
+            "service \"a.B\": timeout 0ns is not above zero"
+        );
+    }
+}
