@@ -3,6 +3,9 @@
 #[path = "../../examples/call/arguments.rs"]
 mod arguments;
 
+#[path = "../rig/mod.rs"]
+mod rig;
+
 mod program;
 
 use std::path::Path;

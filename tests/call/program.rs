@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener as Listener, TcpSocket};
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic::transport::{Identity, Server, ServerTlsConfig};
+use tonic::transport::Server;
 use tonic_health::ServingStatus;
 
 use super::arguments::USAGE;
+use super::rig::tls::{Acceptor, Ca};
 
 /// Where cargo puts the example that belongs to this test, once it is up to date.
 fn program() -> &'static PathBuf {
@@ -118,7 +119,6 @@ fn wrong_arguments_end_with_status_2_and_nothing_is_sent() {
             format!("{address} --authority a --tls-ca Cargo.toml"),
             "Cargo.toml",
         ),
-        (format!("static:{address} --tls-ca Cargo.toml"), "authority"),
     ];
     for (line, said) in lines.chain(bad_targets) {
         let output = call(&line.split_whitespace().collect::<Vec<_>>());
@@ -219,11 +219,9 @@ async fn a_server_that_stands_still_holds_up_every_call_of_the_schedule() {
 /// A name, TLS and a ring at once: `localhost` may also be an address that nobody listens on.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_name_is_called_over_tls_and_by_hash() {
-    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
-    let (certificate, key) = (made.cert.pem(), made.signing_key.serialize_pem());
+    let ca = Ca::new("the rig");
     let file = concat!(env!("CARGO_TARGET_TMPDIR"), "/call-ca.pem");
-    std::fs::write(file, &certificate).expect("cargo's folder can be written to");
-    let tls = ServerTlsConfig::new().identity(Identity::from_pem(certificate, key));
+    std::fs::write(file, &ca.pem).expect("cargo's folder can be written to");
     let (reporter, service) = tonic_health::server::health_reporter();
     reporter
         .set_service_status("", ServingStatus::Serving)
@@ -231,10 +229,8 @@ async fn a_name_is_called_over_tls_and_by_hash() {
     let listener = Listener::bind("127.0.0.1:0").await.expect("a free port");
     let port = listener.local_addr().expect("it is bound").port();
     let serving = Server::builder()
-        .tls_config(tls)
-        .expect("its own certificate")
         .add_service(service)
-        .serve_with_incoming(TcpListenerStream::new(listener));
+        .serve_with_incoming(Acceptor::new(&ca.issue(&["localhost"])).incoming(listener));
     tokio::spawn(serving);
 
     let target = format!("https://localhost:{port}");
