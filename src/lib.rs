@@ -48,6 +48,19 @@
 //! * It ends by its deadline, with DEADLINE_EXCEEDED, whatever it was waiting for.
 //! * Dropping it, at any point, cancels it at the server and frees what it held.
 //!
+//! # Features
+//!
+//! None is on by default: a plaintext channel builds nothing that it does not need.
+//!
+//! | feature | brings |
+//! |---|---|
+//! | `tls` | TLS by rustls, with a `rustls::ClientConfig` of your own |
+//! | `tls-ring` | `tls`, with ring for its cryptography |
+//! | `tls-aws-lc` | `tls`, with aws-lc-rs for its cryptography; where both are on, ring does the work |
+//! | `tls-native-roots` | `tls`, trusting the certificates of the machine where none are named |
+//! | `tls-webpki-roots` | `tls`, trusting Mozilla's list of them, as built in |
+//! | `tonic-transport` | tonic's own channels as the connections of a [`BalanceLayer`] |
+//!
 //! [tonic]: https://docs.rs/tonic
 
 #![warn(
@@ -57,6 +70,8 @@
     clippy::unwrap_used
 )]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
+// Says on docs.rs which feature an item needs; only nightly has it.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod balancer;
 mod channel;
@@ -82,3 +97,5 @@ pub use policy::{ClientIp, HashKey};
 pub use report::{Completion, Outcome, StatusCode};
 pub use target::Target;
 pub use timestamp::Timestamp;
+#[cfg(feature = "tls")]
+pub use transport::Tls;

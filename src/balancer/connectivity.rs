@@ -18,6 +18,10 @@ use crate::error::ConnectError;
 use crate::rng::Rng;
 use crate::timestamp::Timestamp;
 
+/// So many calls served are worth the making of a connection, however short it lived. A server that closes
+/// each after a few is still paced.
+const OF_USE: u64 = 100;
+
 /// The connections of one endpoint, and the way to more of them.
 #[derive(Debug)]
 pub(super) struct Link {
@@ -40,7 +44,9 @@ pub(super) struct Link {
 struct Live {
     name: AttemptId,
     since: Timestamp,
-    /// It has lived long enough for the failures before it to be forgiven.
+    /// Calls that the endpoint had served when it was made.
+    served: u64,
+    /// It has lived long enough, or served enough, for the failures before it to be forgiven.
     proven: bool,
     /// It should be replaced.
     worn: bool,
@@ -106,6 +112,8 @@ pub(super) struct Effects {
 pub(super) struct Around<'a> {
     pub(super) endpoint: &'a Endpoint,
     pub(super) backoff: &'a Backoff,
+    /// Calls that the endpoint has served, since it was added.
+    pub(super) served: u64,
     pub(super) now: Timestamp,
     pub(super) rng: &'a mut Rng,
 }
@@ -248,6 +256,7 @@ impl Link {
                 self.live.push(Live {
                     name,
                     since: around.now,
+                    served: around.served,
                     proven: false,
                     worn: false,
                 });
@@ -341,11 +350,14 @@ impl Link {
         };
     }
 
-    /// Forgives the failures before a connection once it has lived long enough.
+    /// Forgives the failures before a connection once it has lived long enough, or been of use: a proxy
+    /// that closes each connection after a thousand calls (nginx does) is no failing server, however soon
+    /// they are made.
     fn forgive(&mut self, around: &Around<'_>) {
         let forgiveness = around.backoff.forgiveness();
         for live in self.live.iter_mut().filter(|live| !live.proven) {
-            if around.now >= live.since + forgiveness {
+            let of_use = around.served.saturating_sub(live.served) >= OF_USE;
+            if of_use || around.now >= live.since + forgiveness {
                 live.proven = true;
                 self.failures = 0;
                 self.spared = false;
@@ -404,6 +416,7 @@ mod tests {
         backoff: Backoff,
         rng: Rng,
         names: u64,
+        served: u64,
     }
 
     impl Bench {
@@ -418,6 +431,7 @@ mod tests {
                 },
                 rng: Rng::new(1),
                 names: 0,
+                served: 0,
             }
         }
 
@@ -427,6 +441,7 @@ mod tests {
                 Around {
                     endpoint: &self.endpoint,
                     backoff: &self.backoff,
+                    served: self.served,
                     now: Timestamp::from_millis(millis),
                     rng: &mut self.rng,
                 },
@@ -639,6 +654,30 @@ mod tests {
         assert!(
             bench.tell(3_101, News::Lost(name, why())).join_line,
             "forgiven again"
+        );
+    }
+
+    #[test]
+    fn one_lost_too_soon_that_was_of_use_is_redialled_at_once_each_time() {
+        let (mut bench, mut name) = Bench::connected(0);
+        for millis in (1..10).map(|n| 10 * n) {
+            bench.served += OF_USE;
+            let effects = bench.tell(millis, News::Lost(name, why()));
+            assert!(effects.join_line && effects.resolve);
+            assert_eq!(bench.link.state(), Connecting);
+            name = bench.dial(millis);
+            bench.tell(millis, News::Connected(name));
+        }
+        // Without use it is forgiven once, as ever.
+        bench.served += OF_USE - 1;
+        assert!(bench.tell(91, News::Lost(name, why())).join_line);
+        let name = bench.dial(91);
+        bench.tell(91, News::Connected(name));
+        bench.served += OF_USE - 1;
+        assert!(!bench.tell(92, News::Lost(name, why())).join_line);
+        assert_eq!(
+            (bench.link.state(), bench.at()),
+            (TransientFailure, Some(1_092))
         );
     }
 

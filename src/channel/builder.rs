@@ -13,6 +13,8 @@ use crate::error::Error;
 use crate::policy::{Adaptive, PickInfo, PickResult, Picker, Policy};
 use crate::resolver::{Dns, Hints, Resolver};
 use crate::target::Target;
+#[cfg(feature = "tls")]
+use crate::transport::Tls;
 use crate::transport::{Connector, Http2Connector, Http2Options};
 
 use super::driver::{Driver, Limits};
@@ -49,8 +51,8 @@ pub struct Builder<K> {
     policy: MakePolicy,
     wanted: Wanted,
     settings: Settings,
-    authority: Option<String>,
-    keepalive: Option<(Duration, Duration)>,
+    // How connections are made, or what was wrong with what was asked for: told by `build`.
+    http2: Result<Http2Options, Error>,
     kind: PhantomData<fn() -> K>,
 }
 
@@ -101,8 +103,7 @@ impl<K> Builder<K> {
             policy: Arc::new(|| Box::new(Adaptive::default())),
             wanted: Wanted::default(),
             settings: Settings::default(),
-            authority: None,
-            keepalive: None,
+            http2: Ok(Http2Options::default()),
             kind: PhantomData,
         }
     }
@@ -284,20 +285,74 @@ impl<K> Builder<K> {
 }
 
 impl Builder<Channel> {
+    /// How connections are made: everything that [`Http2Options`] knows. It replaces what was set before; the
+    /// shortcuts below change single options of it.
+    ///
+    /// ```
+    /// use equipoise::Channel;
+    /// use equipoise::transport::Http2Options;
+    ///
+    /// let options = Http2Options::default().with_windows(1 << 20, 32 << 20)?;
+    /// let channel = Channel::builder("static:127.0.0.1:50051")?
+    ///     .http2(options)
+    ///     .authority("greeter.prod.svc")
+    ///     .build()?;
+    /// # Ok::<(), equipoise::Error>(())
+    /// ```
+    pub fn http2(mut self, options: Http2Options) -> Self {
+        // What went wrong before is not forgiven: it would depend on the order of the calls.
+        self.http2 = self.http2.map(|_| options);
+        self
+    }
+
+    /// Changes the options, unless something was wrong before.
+    fn with_http2(
+        mut self,
+        change: impl FnOnce(Http2Options) -> Result<Http2Options, Error>,
+    ) -> Self {
+        self.http2 = self.http2.and_then(change);
+        self
+    }
+
     /// The name the calls go under (`:authority`), such as `greeter.prod.svc`. Default: host and port as the
     /// target has them; where it names no host, the address of the endpoint that takes the call, `localhost`
     /// on a Unix socket.
-    pub fn authority(mut self, authority: impl Into<String>) -> Self {
-        self.authority = Some(authority.into());
-        self
+    pub fn authority(self, authority: impl AsRef<str>) -> Self {
+        self.with_http2(|options| options.with_authority(authority.as_ref()))
     }
 
     /// When to ask a silent server whether it is still there: after `interval` without a byte while a call is
     /// open, giving it `timeout` to answer. Default 10 s and 20 s; see
     /// [`Http2Options::with_keepalive`].
-    pub fn keepalive(mut self, interval: Duration, timeout: Duration) -> Self {
-        self.keepalive = Some((interval, timeout));
-        self
+    pub fn keepalive(self, interval: Duration, timeout: Duration) -> Self {
+        self.with_http2(|options| options.with_keepalive(interval, timeout))
+    }
+
+    /// What servers see before our own name in `user-agent`, such as `shop/2.1`. Default: nothing; see
+    /// [`Http2Options::with_user_agent`].
+    pub fn user_agent(self, prefix: impl AsRef<str>) -> Self {
+        self.with_http2(|options| options.with_user_agent(prefix.as_ref()))
+    }
+
+    /// Secures every connection. Default: plaintext, or `Tls::new()` for an `https://` target.
+    ///
+    /// The certificates of the servers are checked for the host of [`authority`](Self::authority), else for
+    /// the host of the target. A list of addresses has no host: it needs an authority.
+    ///
+    /// ```
+    /// use equipoise::{Channel, Tls};
+    ///
+    /// let error = Channel::builder("static:10.0.0.1:443")?
+    ///     .authority("greeter.prod.svc")
+    ///     .tls(Tls::new().with_roots_file("/no/such/ca.pem"))
+    ///     .build()
+    ///     .unwrap_err();
+    /// assert!(error.to_string().contains("/no/such/ca.pem"));
+    /// # Ok::<(), equipoise::Error>(())
+    /// ```
+    #[cfg(feature = "tls")]
+    pub fn tls(self, tls: Tls) -> Self {
+        self.with_http2(|options| options.with_tls(tls))
     }
 
     /// Makes the channel. Connecting begins at once inside a tokio runtime, else with the first call.
@@ -306,22 +361,43 @@ impl Builder<Channel> {
     ///
     /// When a setting is out of its range or no resolver knows the target; the error names value and rule.
     pub fn build(mut self) -> Result<Channel, Error> {
-        if self.target.wants_tls() {
-            let text = self.target.to_string();
-            return Err(Error::target(
-                &text,
-                "https needs TLS, which this version does not have",
-            ));
+        let mut options = std::mem::replace(&mut self.http2, Ok(Http2Options::default()))?;
+        if let Some(written) = self.target.authority() {
+            options = options.with_target(written)?;
         }
-        let mut options = Http2Options::default();
-        let authority = self.authority.take();
-        if let Some(authority) = authority.as_deref().or(self.target.authority()) {
-            options = options.with_authority(authority)?;
-        }
-        if let Some((interval, timeout)) = self.keepalive {
-            options = options.with_keepalive(interval, timeout)?;
-        }
+        let options = self.secure(options)?;
         Ok(self.plan()?.channel(Http2Connector::new(options)))
+    }
+
+    /// Adds TLS where it was asked for, by a setting or by the target, and the name to check.
+    #[cfg(feature = "tls")]
+    fn secure(&self, mut options: Http2Options) -> Result<Http2Options, Error> {
+        let target = &self.target;
+        if target.wants_tls() && !options.is_secured() {
+            options = options.with_tls(Tls::new())?;
+        }
+        if !options.is_secured() {
+            return Ok(options);
+        }
+        if target.scheme() == "http" {
+            let rule = "http means plaintext, and TLS was set; write https://";
+            return Err(Error::target(&target.to_string(), rule));
+        }
+        options
+            .with_host(target.host())
+            .map_err(|error| Error::target(&target.to_string(), error))
+    }
+
+    /// Refuses what cannot be secured.
+    #[cfg(not(feature = "tls"))]
+    fn secure(&self, options: Http2Options) -> Result<Http2Options, Error> {
+        match self.target.wants_tls() {
+            false => Ok(options),
+            true => Err(Error::target(
+                &self.target.to_string(),
+                "https needs TLS: enable feature tls-ring or tls-aws-lc of equipoise",
+            )),
+        }
     }
 
     /// Makes the channel and waits until it is READY.
@@ -340,13 +416,13 @@ impl Builder<BalanceLayer> {
     /// # Errors
     ///
     /// When a setting is out of its range or no resolver knows the target; the error names value and rule.
+    ///
+    /// An `https://` target is one: whether connections are secured is the connector's own affair.
     pub fn build(self) -> Result<BalanceLayer, Error> {
         if self.target.wants_tls() {
-            // Taking it would promise what only the connector can keep.
-            let text = self.target.to_string();
             return Err(Error::target(
-                &text,
-                "TLS is the affair of the layer's connector; write dns:///host:port here",
+                &self.target.to_string(),
+                "a layer's connector sees to TLS itself (Http2Options::with_tls); write the target without https",
             ));
         }
         Ok(BalanceLayer::new(self.plan()?))

@@ -8,8 +8,8 @@ use std::task::{Context, Poll, Waker, ready};
 use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{Reason, RecvStream, SendStream};
-use http::header::{HeaderValue, USER_AGENT};
-use http::uri::{PathAndQuery, Scheme, Uri};
+use http::header::USER_AGENT;
+use http::uri::{PathAndQuery, Uri};
 use tokio::task::JoinHandle;
 use tonic::body::Body;
 use tonic::{Code, Status};
@@ -26,9 +26,6 @@ const SMALL: usize = 16 * 1024;
 
 /// The most that one `send_data` takes.
 const LARGEST: usize = i32::MAX as usize;
-
-const AGENT: HeaderValue =
-    HeaderValue::from_static(concat!("equipoise/", env!("CARGO_PKG_VERSION")));
 
 /// What a call holds besides its stream. Dropped before [`over`](Self::over) it counts as cancelled.
 pub(super) struct Held {
@@ -108,7 +105,8 @@ pub(super) fn call(
 ) -> Sending {
     let Outgoing { mut head, payload } = request;
     // Before the copy is made: the original has room for one more, a copy would have to grow.
-    head.headers_mut().entry(USER_AGENT).or_insert(AGENT);
+    let agent = head.headers_mut().entry(USER_AGENT);
+    agent.or_insert_with(|| link.agent.clone());
     let outbound = match outbound(&head, &link) {
         Ok(outbound) => outbound,
         // Wrong anywhere: not handed back.
@@ -289,7 +287,7 @@ fn failed(status: Status, reached: Reached) -> CallError {
 /// connection.
 fn outbound(head: &http::Request<()>, link: &Link) -> Result<http::Request<()>, Status> {
     let mut uri = http::uri::Parts::default();
-    uri.scheme = Some(Scheme::HTTP);
+    uri.scheme = Some(link.scheme.clone());
     uri.authority = Some(match head.uri().authority() {
         Some(own) => own.clone(),
         None => link.authority.clone(),

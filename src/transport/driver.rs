@@ -11,10 +11,10 @@ use h2::{Ping, PingPong};
 use tokio::time::{Instant, Sleep};
 
 use super::Condition;
-use super::dial::Socket;
 use super::keepalive::{Keepalive, Signs, Step};
 use super::link::{Link, Order};
 use super::meter::Metered;
+use super::stream::Stream;
 use super::wear::Wear;
 use crate::error::ConnectError;
 
@@ -22,7 +22,7 @@ use crate::error::ConnectError;
 /// announced or with `usize::MAX`: any other value proves that the server spoke HTTP/2.
 pub(super) const NO_SETTINGS: usize = usize::MAX - 1;
 
-type H2 = h2::client::Connection<Metered<Socket>, Bytes>;
+type H2 = h2::client::Connection<Metered<Stream>, Bytes>;
 
 /// Polls one h2 connection from its first byte to its last.
 pub(super) struct Driver {

@@ -9,6 +9,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Traffic;
+use super::greeting::foreign;
 use super::link::Link;
 use crate::error::ConnectError;
 
@@ -43,11 +44,27 @@ impl Meter {
 pub(super) struct Metered<T> {
     io: T,
     link: Arc<Link>,
+    greeting: bool,
 }
 
 impl<T> Metered<T> {
+    /// A stream of HTTP/2: whatever else the server speaks ends it.
     pub(super) fn new(io: T, link: Arc<Link>) -> Self {
-        Self { io, link }
+        Self {
+            io,
+            link,
+            greeting: true,
+        }
+    }
+
+    /// A stream on which somebody else speaks TLS.
+    #[cfg(feature = "tonic-transport")]
+    pub(super) fn opaque(io: T, link: Arc<Link>) -> Self {
+        Self {
+            io,
+            link,
+            greeting: false,
+        }
     }
 
     fn wrote(&self, bytes: usize) {
@@ -86,7 +103,15 @@ impl<T: AsyncRead + Unpin> AsyncRead for Metered<T> {
                         .lose(|| this.link.error("the server closed the connection"));
                 }
                 let received = &this.link.meter.received;
-                received.fetch_add(bytes as u64, Ordering::Relaxed);
+                let earlier = received.fetch_add(bytes as u64, Ordering::Relaxed);
+                if earlier == 0
+                    && this.greeting
+                    && let Some(what) = foreign(&buf.filled()[before..])
+                {
+                    // h2 would wait for the rest of a frame, and at best call it too large.
+                    this.link.lose(|| this.link.error(&what));
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, what)));
+                }
             }
             Err(error) => this.failed("read", error),
         }

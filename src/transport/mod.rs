@@ -1,7 +1,7 @@
 //! Carry bytes: one connection to one address, and one stream on it per call.
 //!
 //! [`Connector`] and [`Connection`] are the seam: [`Http2Connector`] is the transport of this crate, on
-//! the `h2` crate; others can stand in its place. A connector dials *one* address; which, when and how
+//! the `h2` crate; others can stand in its place, as `TonicConnector` (feature `tonic-transport`) does. A connector dials *one* address; which, when and how
 //! often is the balancer's affair.
 
 use std::fmt::Debug;
@@ -21,17 +21,32 @@ mod call;
 mod dial;
 mod driver;
 mod failure;
+mod greeting;
 mod http2;
 mod keepalive;
 mod link;
 mod meter;
+mod options;
 mod pump;
 mod slots;
+mod stream;
+#[cfg(feature = "tls")]
+mod tls;
+#[cfg(feature = "tonic-transport")]
+mod tonic_channel;
 mod wear;
 
 pub use body::ResponseBody;
-pub use http2::{Http2Connection, Http2Connector, Http2Options};
+pub use http2::{Http2Connection, Http2Connector};
+pub use options::Http2Options;
 pub use slots::{Slot, Slots};
+#[cfg(feature = "tls")]
+pub use tls::Tls;
+/// The TLS library, for configurations of one's own: [`Tls::from_config`] takes those of this version.
+#[cfg(feature = "tls")]
+pub use tokio_rustls::rustls;
+#[cfg(feature = "tonic-transport")]
+pub use tonic_channel::{TonicBody, TonicConnection, TonicConnector};
 
 /// Dials one address.
 ///

@@ -10,9 +10,12 @@ mod deadlines;
 mod hashing;
 mod lifecycle;
 mod observing;
+mod resolving;
 mod routing;
 mod steering;
+mod tls;
 mod tonic_bugs;
+mod tonic_connector;
 mod wide;
 
 use std::net::SocketAddr;

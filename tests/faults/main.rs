@@ -5,7 +5,9 @@
 
 mod b;
 mod balanced;
+mod c;
 mod d;
+mod e;
 mod g;
 mod h;
 mod h10;

@@ -18,6 +18,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::ledger::{Entry, Writer};
 use super::timer;
+use super::tls::Acceptor;
 
 pub mod proto {
     //! The generated code of the demo service.
@@ -48,6 +49,8 @@ pub struct Options {
     pub max_connection_age: Option<Duration>,
     /// Where to write what was executed.
     pub ledger: Option<PathBuf>,
+    /// TLS with the certificate and the key in this PEM file.
+    pub tls: Option<PathBuf>,
 }
 
 impl Options {
@@ -63,6 +66,7 @@ impl Options {
             max_concurrent_streams: None,
             max_connection_age: None,
             ledger: None,
+            tls: None,
         }
     }
 
@@ -109,6 +113,9 @@ impl fmt::Display for Options {
         if let Some(ledger) = &self.ledger {
             write!(f, ";ledger={}", ledger.display())?;
         }
+        if let Some(tls) = &self.tls {
+            write!(f, ";tls={}", tls.display())?;
+        }
         Ok(())
     }
 }
@@ -144,6 +151,7 @@ impl Options {
             "streams" => self.max_concurrent_streams = Some(value.parse().ok()?),
             "age" => self.max_connection_age = Some(nanos()?),
             "ledger" => self.ledger = Some(value.into()),
+            "tls" => self.tls = Some(value.into()),
             _ => return None,
         }
         Some(())
@@ -170,12 +178,22 @@ enum Ending {
 impl Server {
     /// Returns once the server listens.
     pub fn start(options: Options) -> Self {
+        let acceptor = options.tls.as_deref().map(Acceptor::from_file);
+        Self::start_behind(acceptor, options)
+    }
+
+    /// The same behind TLS of the test's own; the options' does not count.
+    pub fn start_behind(acceptor: impl Into<Option<Acceptor>>, options: Options) -> Self {
+        let acceptor = acceptor.into();
         let (ending, ended) = oneshot::channel();
         let (listening, address) = std::sync::mpsc::channel();
         let serve = move || {
             let runtime = runtime();
             runtime.block_on(async {
-                let bound = Bound::bind(options).await;
+                let bound = Bound {
+                    acceptor,
+                    ..Bound::bind(options).await
+                };
                 listening.send(bound.address).expect("start waits for it");
                 let (drain, drained) = watch::channel(());
                 let serving = bound.serve(drained);
@@ -262,7 +280,12 @@ impl Drop for UnixServer {
 
 /// Stock tonic's way to a server, with the windows that this crate uses.
 pub fn tonic_endpoint(address: SocketAddr) -> tonic::transport::Endpoint {
-    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}"));
+    tonic_endpoint_by("http", address)
+}
+
+/// The same by a scheme of the caller's choice.
+pub fn tonic_endpoint_by(scheme: &str, address: SocketAddr) -> tonic::transport::Endpoint {
+    let endpoint = tonic::transport::Endpoint::from_shared(format!("{scheme}://{address}"));
     endpoint
         .expect("an address is an authority")
         .initial_stream_window_size(1 << 20)
@@ -279,6 +302,7 @@ pub(super) fn runtime() -> tokio::runtime::Runtime {
 pub(super) struct Bound {
     pub address: SocketAddr,
     listener: TcpListener,
+    acceptor: Option<Acceptor>,
     options: Options,
 }
 
@@ -292,6 +316,7 @@ impl Bound {
         Self {
             address,
             listener,
+            acceptor: options.tls.as_deref().map(Acceptor::from_file),
             options,
         }
     }
@@ -299,7 +324,10 @@ impl Bound {
     /// Serves until the sender of `drain` is gone, and then until the last stream has finished.
     pub async fn serve(self, mut drain: watch::Receiver<()>) {
         let Self {
-            listener, options, ..
+            listener,
+            acceptor,
+            options,
+            ..
         } = self;
         // 1 MiB and 16 MiB, as the client has them: uploads wait for the network alone.
         let mut server = tonic::transport::Server::builder()
@@ -312,15 +340,19 @@ impl Bound {
         if let Some(age) = options.max_connection_age {
             server = server.max_connection_age(age);
         }
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         let drained = async move { while drain.changed().await.is_ok() {} };
-        let service = GreeterServer::new(Service::new(options));
-        let served = server
-            .add_service(service)
-            .serve_with_incoming_shutdown(incoming, drained);
-        served
-            .await
-            .expect("serving an open listener does not fail");
+        let router = server.add_service(GreeterServer::new(Service::new(options)));
+        let served = match acceptor {
+            None => {
+                let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+                router.serve_with_incoming_shutdown(incoming, drained).await
+            }
+            Some(acceptor) => {
+                let incoming = acceptor.incoming(listener);
+                router.serve_with_incoming_shutdown(incoming, drained).await
+            }
+        };
+        served.expect("serving an open listener does not fail");
     }
 }
 

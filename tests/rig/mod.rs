@@ -12,9 +12,11 @@ pub mod greeter;
 pub mod holes;
 pub mod ledger;
 pub mod load;
+pub mod names;
 pub mod process;
 pub mod rivals;
 pub mod timer;
+pub mod tls;
 
 use std::time::Duration;
 

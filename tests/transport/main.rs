@@ -6,8 +6,10 @@ mod frames;
 mod bodies;
 mod cancel;
 mod ending;
+mod knobs;
 mod real;
 mod settings;
+mod tonic_channel;
 
 use std::future::poll_fn;
 use std::pin::pin;

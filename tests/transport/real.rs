@@ -138,7 +138,7 @@ async fn every_kind_of_call(connection: Http2Connection) {
     assert_eq!(reply.message, "a");
     assert_eq!(
         reply.server,
-        concat!("equipoise/", env!("CARGO_PKG_VERSION"))
+        concat!("grpc-rust-equipoise/", env!("CARGO_PKG_VERSION"))
     );
 
     let mut request = Request::new(hello("b"));
@@ -282,7 +282,7 @@ async fn scheme_authority_and_agent_are_filled_in() {
         assert_eq!(head.uri(), &*format!("http://{authority}/s/m"));
         assert_eq!(head.headers()["grpc-timeout"], "5S", "the channel's affair");
         let agent = head.headers()["user-agent"].to_str().unwrap();
-        assert!(agent.starts_with("equipoise/"), "{agent}");
+        assert!(agent.starts_with("grpc-rust-equipoise/"), "{agent}");
         assert_eq!(head.headers()["x-kept"], "as it was");
     }
     serving.abort();

@@ -19,6 +19,7 @@ fn options_survive_the_way_to_a_child_process() {
         max_concurrent_streams: Some(10),
         max_connection_age: Some(Duration::from_secs(1)),
         ledger: Some("/tmp/a b".into()),
+        tls: Some("/tmp/c d".into()),
         ..plain.clone()
     };
     for options in [plain, full] {

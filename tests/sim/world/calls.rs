@@ -145,6 +145,7 @@ impl World {
         let seat = self.seats.get_mut(&running.id).expect("it carries a call");
         let policy = number_of_call as usize % self.policies;
         seat.loads.end(policy, &completion, running.since, self.now);
+        self.checks.ended(running.id, outcome);
         seat.guards -= 1;
         if seat.closed && seat.guards == 0 {
             self.seats.remove(&running.id);
