@@ -26,7 +26,8 @@ use std::time::{Duration, Instant};
 
 use equipoise::load::{Cells, Load, median};
 use equipoise::policy::{
-    Adaptive, LeastRequest, Member, PickInfo, PickResult, Picker, Policy, Random, RoundRobin,
+    Adaptive, LeastRequest, Member, PickInfo, PickResult, Picker, Policy, Random, RingHash,
+    RoundRobin,
 };
 use equipoise::rng::Rng;
 use equipoise::{Completion, Connectivity, Endpoint, EndpointId, Outcome, StatusCode, Timestamp};
@@ -131,13 +132,14 @@ fn main() -> ExitCode {
     };
     println!(
         "RESULT pick round_robin={:.3} random={:.3} p2c={:.3} adaptive_10={:.3} adaptive_512={:.3} \
-         packed_512={:.3} allocations={allocations}",
+         packed_512={:.3} ring_hash={:.3} allocations={allocations}",
         ratio(ROUND_ROBIN, CALL, 10),
         ratio(RANDOM, CALL, 10),
         ratio(P2C, CALL, 10),
         ratio(ADAPTIVE, CALL, 10),
         ratio(ADAPTIVE, CALL, SCANNED),
         ratio(PACKED, PICK, SCANNED),
+        ratio(RING, CALL, 10),
     );
     match allocations {
         0 => ExitCode::SUCCESS,
@@ -152,6 +154,7 @@ const RANDOM: &str = "random";
 const P2C: &str = "least request, 2 choices";
 const SCAN: &str = "least request, all";
 const ADAPTIVE: &str = "adaptive";
+const RING: &str = "ring hash, 4,096 entries";
 const PENDING: &str = "tower p2c PendingRequests";
 const EWMA: &str = "tower p2c PeakEwma";
 const PACKED: &str = "minimum of packed words";
@@ -166,6 +169,7 @@ fn subjects() -> Vec<Subject> {
             ours(&mut subjects, P2C, LeastRequest::default, n, threads);
             ours(&mut subjects, SCAN, LeastRequest::full_scan, n, threads);
             ours(&mut subjects, ADAPTIVE, Adaptive::default, n, threads);
+            ours(&mut subjects, RING, ring_hash, n, threads);
             tower(&mut subjects, n, threads);
         }
         let counter = Arc::new(AtomicU64::new(0));
@@ -203,6 +207,10 @@ fn packed() -> Work {
             black_box(best);
         }
     })
+}
+
+fn ring_hash() -> RingHash {
+    RingHash::default().with_sizes(4_096, 4_096)
 }
 
 /// A policy among `n` ready endpoints that have all answered before.
@@ -258,7 +266,7 @@ fn pick(picker: &dyn Picker, now: Timestamp, random: u64) -> EndpointId {
         now,
         random,
         path: "/package.Service/Method",
-        hash: None,
+        hash: Some(random),
         avoid: &[],
     };
     match picker.pick(&info) {

@@ -25,8 +25,9 @@
 //!   an endpoint, every attempt, and the response's body.
 //! * *And if none is ready?* The call waits while some endpoint is connecting, and fails at once when all
 //!   have failed; with [`WaitForReady`] it waits on.
-//! * *One call, another rule?* Request extensions: [`WaitForReady`], [`Override`], [`Avoid`].
-//! * *What is going on?* [`Channel::endpoints`], [`Channel::state`], [`Channel::resolution`], the [`Served`] extension of a response,
+//! * *One call, another rule?* Request extensions: [`WaitForReady`], [`Override`], [`Avoid`], [`HashKey`].
+//! * *What is going on?* [`Channel::endpoints`], [`Channel::state`], [`Channel::resolution`], the [`Served`]
+//!   extension of a response,
 //!   and `tracing` events under the target `equipoise` (a span per call under `equipoise::call`, at debug
 //!   level). Bodies and metadata values are never logged.
 //!
@@ -45,7 +46,22 @@
 //!   GOAWAY or REFUSED_STREAM) goes to another endpoint by itself. A call that may have reached a server is
 //!   never sent twice.
 //! * It ends by its deadline, with DEADLINE_EXCEEDED, whatever it was waiting for.
+//! * Each way it can fail has one gRPC code, whatever features tonic is built with: the table is in
+//!   [`transport`]. An answer that is not gRPC (a proxy's error page, say) is quoted in the error.
 //! * Dropping it, at any point, cancels it at the server and frees what it held.
+//!
+//! # Features
+//!
+//! None is on by default: a plaintext channel builds nothing that it does not need.
+//!
+//! | feature | brings |
+//! |---|---|
+//! | `tls` | TLS by rustls, with a `rustls::ClientConfig` of your own |
+//! | `tls-ring` | `tls`, with ring for its cryptography |
+//! | `tls-aws-lc` | `tls`, with aws-lc-rs for its cryptography; where both are on, ring does the work |
+//! | `tls-native-roots` | `tls`, trusting the certificates of the machine where none are named |
+//! | `tls-webpki-roots` | `tls`, trusting Mozilla's list of them, as built in |
+//! | `tonic-transport` | tonic's own channels as the connections of a [`BalanceLayer`] |
 //!
 //! [tonic]: https://docs.rs/tonic
 
@@ -56,6 +72,8 @@
     clippy::unwrap_used
 )]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
+// Says on docs.rs which feature an item needs; only nightly has it.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod balancer;
 mod channel;
@@ -77,7 +95,7 @@ pub use channel::{
 };
 pub use endpoint::{Address, Connectivity, Endpoint, EndpointId};
 pub use error::{ConnectError, Error, ResolveError};
-pub use policy::HashKey;
+pub use policy::{ClientIp, HashKey};
 pub use report::{Completion, Outcome, StatusCode};
 pub use target::Target;
 pub use timestamp::Timestamp;

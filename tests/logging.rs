@@ -1,6 +1,8 @@
 //! What the channel logs. In a process of its own: `tracing` remembers for all threads of a process who wants
 //! to hear a span, and neighbours that want none would decide that here.
 
+#[path = "rig/frames.rs"]
+mod frames;
 #[path = "rig/mod.rs"]
 mod rig;
 
@@ -8,12 +10,15 @@ use std::io::Write;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use equipoise::{Channel, Endpoint};
+use equipoise::resolver::Dns;
+use equipoise::{Channel, Endpoint, Resolution};
 use tonic::Request;
 
+use frames::{FrameServer, Script, code};
 use rig::greeter::proto::HelloRequest;
 use rig::greeter::proto::greeter_client::GreeterClient;
 use rig::greeter::{Options, Server};
+use rig::names::{Found, Name};
 
 #[derive(Clone, Default)]
 struct Captured(Arc<Mutex<Vec<u8>>>);
@@ -29,8 +34,9 @@ impl Write for Captured {
     }
 }
 
-#[test]
-fn logs_tell_of_states_and_calls_and_keep_secrets() {
+/// Runs `test` on one thread, so that its subscriber hears everything the channel says, and gives the lines that
+/// are ours.
+fn logged<T>(test: impl Future<Output = T>) -> String {
     let captured = Captured::default();
     let writer = captured.clone();
     let subscriber = tracing_subscriber::fmt()
@@ -39,38 +45,65 @@ fn logs_tell_of_states_and_calls_and_keep_secrets() {
         .with_span_events(tracing_subscriber::fmt::format::FmtSpan::CLOSE)
         .with_writer(move || writer.clone())
         .finish();
-    let a = Server::start(Options::new("a"));
-    // One thread, so that the subscriber of this thread hears everything the channel says.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .unwrap();
-    tracing::subscriber::with_default(subscriber, || {
-        runtime.block_on(async {
-            let channel = Channel::from_endpoints([Endpoint::from(a.address)])
-                .connect()
-                .await
-                .unwrap();
-            let mut client = GreeterClient::new(channel.clone());
-            let mut request = Request::new(HelloRequest {
-                name: "canary-in-the-body".into(),
-                payload: b"canary-in-the-payload".to_vec(),
-                ..HelloRequest::default()
-            });
-            let canary = "canary-in-the-metadata".parse().unwrap();
-            request.metadata_mut().insert("authorization", canary);
-            let canary = tonic::metadata::MetadataValue::from_bytes(b"canary-in-binary");
-            request.metadata_mut().insert_bin("x-secret-bin", canary);
-            client.say_hello(request).await.unwrap();
-            tokio::time::timeout(Duration::from_secs(20), channel.close())
-                .await
-                .unwrap();
-        });
-    });
+    tracing::subscriber::with_default(subscriber, || runtime.block_on(test));
     let text = String::from_utf8(captured.0.lock().unwrap().clone()).unwrap();
     // Other crates log what they like at this level (h2 prints header names and values): ours is judged.
     let ours: Vec<&str> = text.lines().filter(|l| l.contains(" equipoise")).collect();
-    let all = ours.join("\n");
+    ours.join("\n")
+}
+
+#[test]
+fn a_complaint_about_pings_is_a_warning() {
+    let all = logged(async {
+        let server = FrameServer::start(Script::default()).await;
+        let address = server.address();
+        let channel = Channel::from_endpoints([Endpoint::from(address)])
+            .connect()
+            .await
+            .unwrap();
+        let peer = server.peer(0).await;
+        peer.goaway(0, code::ENHANCE_YOUR_CALM, b"too_many_pings");
+        peer.closed().await;
+        // Another complaint is none about pings.
+        let peer = server.peer(1).await;
+        peer.goaway(0, code::ENHANCE_YOUR_CALM, b"too_many_things");
+        peer.closed().await;
+        channel.close().await;
+    });
+    let warnings: Vec<&str> = all.lines().filter(|l| l.contains("WARN")).collect();
+    let of_pings = warnings
+        .iter()
+        .filter(|l| l.contains("too_many_pings") && l.contains("interval=20s"));
+    assert_eq!(of_pings.count(), 1, "{all}");
+}
+
+#[test]
+fn logs_tell_of_states_and_calls_and_keep_secrets() {
+    let a = Server::start(Options::new("a"));
+    let all = logged(async {
+        let channel = Channel::from_endpoints([Endpoint::from(a.address)])
+            .connect()
+            .await
+            .unwrap();
+        let mut client = GreeterClient::new(channel.clone());
+        let mut request = Request::new(HelloRequest {
+            name: "canary-in-the-body".into(),
+            payload: b"canary-in-the-payload".to_vec(),
+            ..HelloRequest::default()
+        });
+        let canary = "canary-in-the-metadata".parse().unwrap();
+        request.metadata_mut().insert("authorization", canary);
+        let canary = tonic::metadata::MetadataValue::from_bytes(b"canary-in-binary");
+        request.metadata_mut().insert_bin("x-secret-bin", canary);
+        client.say_hello(request).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(20), channel.close())
+            .await
+            .unwrap();
+    });
     assert!(
         all.contains("endpoint state") && all.contains("READY"),
         "{all}"
@@ -83,4 +116,56 @@ fn logs_tell_of_states_and_calls_and_keep_secrets() {
     let served = format!("endpoint={}", a.address);
     assert!(all.contains(&served) && all.contains("attempts=1"), "{all}");
     assert!(!all.contains("canary"), "{all}");
+}
+
+/// D1: a resolver that fails is a line when it begins to and one when it answers again, not one for each error.
+#[test]
+fn a_resolver_that_fails_is_logged_once() {
+    let a = Server::start(Options::new("a"));
+    let name = Name::of(&[a.address]);
+    let dns = Dns::default()
+        .with_lookup(name.look_up())
+        .with_min_interval(Duration::from_millis(1))
+        .with_refresh(Duration::from_millis(2))
+        .allow_loopback();
+    let all = logged(async {
+        let builder = Channel::builder("greeter:80").unwrap().resolver(dns);
+        let channel = builder.connect().await.unwrap();
+        let shown = async |what: &dyn Fn(Resolution) -> bool| {
+            while !what(channel.resolution().unwrap()) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        for _ in 0..2 {
+            name.set(Found::Failure);
+            shown(&|resolution| resolution.failures > 20).await;
+            name.moves_to(&[a.address, "127.0.0.2:1".parse().unwrap()]);
+            shown(&|resolution| resolution.failures == 0).await;
+            name.set(Found::Gone);
+            shown(&|resolution| resolution.kept_for.is_some()).await;
+            let asked = name.asked();
+            shown(&|_| name.asked() > asked + 20).await;
+            name.moves_to(&[a.address, "169.254.169.254:80".parse().unwrap()]);
+            shown(&|resolution| resolution.kept_for.is_none()).await;
+            let asked = name.asked();
+            shown(&|_| name.asked() > asked + 20).await;
+        }
+    });
+    let told = |level: &str, words: &str| {
+        let lines = all
+            .lines()
+            .filter(|l| l.contains(level) && l.contains(words));
+        lines.count()
+    };
+    assert_eq!(told("WARN", "resolver failed"), 2, "{all}");
+    assert_eq!(
+        told("WARN", "found no endpoints; the last list stays"),
+        2,
+        "{all}"
+    );
+    let refused = "addresses of a name are refused name=greeter refused=1 first=169.254.169.254 rule=link-local";
+    assert_eq!(told("WARN", refused), 2, "{all}");
+    // The first list, and the four times that it came back.
+    assert_eq!(told("INFO", " endpoint list "), 5, "{all}");
+    assert!(told("DEBUG", "same endpoint list") > 40, "{all}");
 }

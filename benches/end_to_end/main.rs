@@ -5,7 +5,8 @@
 //! figures that are compared come from the same round.
 //!
 //! `cargo bench --bench end_to_end` measures all cells, `-- --cell main` the one that is held to account
-//! (64 B, 64 callers, 3 endpoints), `-- --quick` the same in short rounds.
+//! (64 B, 64 callers, 3 endpoints), `-- --cell tls` the same over TLS with lanes of its own, and
+//! `-- --quick` both in short rounds.
 
 mod bare_h2;
 #[path = "../common/mod.rs"]
@@ -13,6 +14,7 @@ mod common;
 #[path = "../../tests/rig/mod.rs"]
 mod rig;
 mod rivals;
+mod secure;
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -20,9 +22,9 @@ use std::time::{Duration, Instant};
 use bare_h2::BareH2;
 use common::stats::{Spread, quantile};
 use futures_util::future::BoxFuture;
-use rig::greeter::Options;
 use rig::greeter::proto::greeter_client::GreeterClient;
 use rig::greeter::proto::{CountdownRequest, HelloRequest};
+use rig::greeter::{Options, tonic_endpoint};
 use rig::load::Client;
 use rig::process::{ServerProcess, serve_if_asked};
 use rig::rivals::tonic_balance;
@@ -76,10 +78,23 @@ struct Rounds {
     each: Duration,
 }
 
+impl Rounds {
+    /// Of the cells that are held to account.
+    const LONG: Self = Self {
+        count: 9,
+        each: Duration::from_millis(1_000),
+    };
+    const SHORT: Self = Self {
+        count: 7,
+        each: Duration::from_millis(250),
+    };
+}
+
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Extent {
     All,
     Main,
+    Tls,
     Quick,
 }
 
@@ -92,25 +107,38 @@ impl Extent {
                 // Cargo's own.
                 "--bench" => {}
                 "--quick" => extent = Self::Quick,
-                "--cell" if arguments.next().as_deref() == Some("main") => extent = Self::Main,
-                _ => return Err(format!("{argument:?}: takes --quick or --cell main")),
+                "--cell" => match arguments.next().as_deref() {
+                    Some("main") => extent = Self::Main,
+                    Some("tls") => extent = Self::Tls,
+                    other => return Err(format!("--cell {other:?}: there are main and tls")),
+                },
+                _ => {
+                    return Err(format!(
+                        "{argument:?}: takes --quick, --cell main, --cell tls"
+                    ));
+                }
             }
         }
         Ok(extent)
     }
 
     fn rounds(self, cell: Cell) -> Option<Rounds> {
-        let rounds = |count, ms| {
-            Some(Rounds {
-                count,
-                each: Duration::from_millis(ms),
-            })
-        };
         match (self, cell == MAIN) {
-            (Self::Quick, true) => rounds(7, 250),
-            (Self::All | Self::Main, true) => rounds(9, 1_000),
-            (Self::All, false) => rounds(7, 200),
-            (Self::Main | Self::Quick, false) => None,
+            (Self::Quick, true) => Some(Rounds::SHORT),
+            (Self::All | Self::Main, true) => Some(Rounds::LONG),
+            (Self::All, false) => Some(Rounds {
+                count: 7,
+                each: Duration::from_millis(200),
+            }),
+            (Self::Main | Self::Quick, false) | (Self::Tls, _) => None,
+        }
+    }
+
+    fn rounds_by_tls(self) -> Option<Rounds> {
+        match self {
+            Self::All | Self::Tls => Some(Rounds::LONG),
+            Self::Quick => Some(Rounds::SHORT),
+            Self::Main => None,
         }
     }
 }
@@ -124,12 +152,26 @@ fn main() {
         std::process::exit(2);
     });
     let server_core = common::two_cores("end_to_end");
+    println!(
+        "per lane: minimum, median and maximum over rounds; ×: median of the rounds' ratios of CPU to the first"
+    );
+    let mut results = Vec::new();
+    if extent != Extent::Tls {
+        results.extend(plain(extent, server_core));
+    }
+    if let Some(rounds) = extent.rounds_by_tls() {
+        results.extend(secure::run(rounds, server_core));
+    }
+    if !results.is_empty() {
+        println!("RESULT end_to_end {}", results.join(" "));
+    }
+}
+
+/// The cells in plain text; the figures of the main one.
+fn plain(extent: Extent, server_core: usize) -> Option<String> {
     let most = ENDPOINTS.into_iter().max().unwrap_or(0);
     let options: Vec<_> = (0..most).map(|n| Options::new(&format!("b{n}"))).collect();
     let servers = ServerProcess::start_all(&options, Some(server_core));
-    println!(
-        "per lane: minimum, median and maximum over rounds; ×h2: median of the rounds' ratios of CPU"
-    );
     let mut result = None;
     for endpoints in ENDPOINTS {
         let cells = MESSAGES.into_iter().flat_map(|message| {
@@ -156,9 +198,7 @@ fn main() {
             }
         });
     }
-    if let Some(result) = result {
-        println!("{result}");
-    }
+    result
 }
 
 /// A way to make calls, with its type forgotten.
@@ -172,10 +212,11 @@ const TONIC_BALANCE: &str = "tonic balance_list";
 const OURS: &str = "equipoise";
 
 async fn lanes(addresses: &[SocketAddr]) -> Vec<Lane> {
+    let endpoints = addresses.iter().copied().map(tonic_endpoint);
     let mut lanes = vec![
         lane(BASE, BareH2::connect(addresses).await),
         lane("hyper", Hyper::connect(addresses).await),
-        lane("tonic channels", TonicInTurn::connect(addresses).await),
+        lane("tonic channels", TonicInTurn::connect(endpoints).await),
         lane(TONIC_BALANCE, tonic_balance(addresses)),
     ];
     lanes.push(lane(OURS, ours(addresses).await));
@@ -318,10 +359,10 @@ fn print(cell: Cell, rounds: Rounds, measured: &[(&'static str, Vec<Round>)]) {
     let columns = ["CPU µs/call", "calls/s", "p50 µs", "p99 µs", "p99.9 µs"];
     let [cpu, rate, p50, p99, p999] = columns;
     println!(
-        "  {:19}{cpu:>17}   ×h2{rate:>23}{p50:>23}{p99:>23}{p999:>23}",
+        "  {:19}{cpu:>17}     ×{rate:>23}{p50:>23}{p99:>23}{p999:>23}",
         ""
     );
-    let base = measured.iter().find(|(name, _)| *name == BASE);
+    let base = measured.first();
     for (name, rounds) in measured {
         let of = |figure: fn(&Round) -> f64| Spread::of(rounds.iter().map(figure));
         let ratio = base.map(|(_, base)| Spread::of_ratios(rounds, base, |round| round.cpu).median);
@@ -337,19 +378,20 @@ fn print(cell: Cell, rounds: Rounds, measured: &[(&'static str, Vec<Round>)]) {
     }
 }
 
+/// The rounds of one lane.
+fn rounds_of<'a>(measured: &'a [(&'static str, Vec<Round>)], wanted: &str) -> Option<&'a [Round]> {
+    let lane = measured.iter().find(|(name, _)| *name == wanted);
+    lane.map(|(_, rounds)| rounds.as_slice())
+}
+
 /// The figures that are held to account: medians of ratios within a round.
 fn verdict(measured: &[(&'static str, Vec<Round>)]) -> Option<String> {
-    let rounds = |wanted| {
-        measured
-            .iter()
-            .find(|(name, _)| *name == wanted)
-            .map(|(_, rounds)| rounds)
-    };
+    let rounds = |wanted| rounds_of(measured, wanted);
     let (ours, base, balance) = (rounds(OURS)?, rounds(BASE)?, rounds(TONIC_BALANCE)?);
     let ratio =
         |under: &[Round], figure: fn(&Round) -> f64| Spread::of_ratios(ours, under, figure).median;
     Some(format!(
-        "RESULT end_to_end cpu_vs_h2={:.3} cpu_vs_tonic_balance={:.3} p99_vs_tonic_balance={:.3}",
+        "cpu_vs_h2={:.3} cpu_vs_tonic_balance={:.3} p99_vs_tonic_balance={:.3}",
         ratio(base, |round| round.cpu),
         ratio(balance, |round| round.cpu),
         ratio(balance, |round| round.p99),

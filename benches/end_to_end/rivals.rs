@@ -12,11 +12,10 @@ use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 use tonic::body::Body;
-use tonic::transport::Channel;
+use tonic::transport::{Channel, Endpoint};
 use tower::Service;
 
 use crate::bare_h2::absolute;
-use crate::rig::greeter::tonic_endpoint;
 
 /// Round robin over hyper's HTTP/2 handles, one connection for each address.
 #[derive(Clone, Debug)]
@@ -79,16 +78,11 @@ pub(crate) struct TonicInTurn {
 }
 
 impl TonicInTurn {
-    /// Connects to all addresses.
-    pub(crate) async fn connect(addresses: &[SocketAddr]) -> Self {
+    /// Connects to all endpoints.
+    pub(crate) async fn connect(endpoints: impl IntoIterator<Item = Endpoint>) -> Self {
         let mut channels = Vec::new();
-        for &address in addresses {
-            channels.push(
-                tonic_endpoint(address)
-                    .connect()
-                    .await
-                    .expect("the server listens"),
-            );
+        for endpoint in endpoints {
+            channels.push(endpoint.connect().await.expect("the server listens"));
         }
         Self {
             channels,

@@ -8,7 +8,7 @@
 //! before has failed; the first to connect wins. When all have failed the endpoint waits out its backoff.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::AttemptId;
@@ -17,6 +17,10 @@ use crate::endpoint::{Address, Connectivity, Endpoint};
 use crate::error::ConnectError;
 use crate::rng::Rng;
 use crate::timestamp::Timestamp;
+
+/// So many calls served are worth the making of a connection, however short it lived. A server that closes
+/// each after a few is still paced.
+const OF_USE: u64 = 100;
 
 /// The connections of one endpoint, and the way to more of them.
 #[derive(Debug)]
@@ -40,7 +44,9 @@ pub(super) struct Link {
 struct Live {
     name: AttemptId,
     since: Timestamp,
-    /// It has lived long enough for the failures before it to be forgiven.
+    /// Calls that the endpoint had served when it was made.
+    served: u64,
+    /// It has lived long enough, or served enough, for the failures before it to be forgiven.
     proven: bool,
     /// It should be replaced.
     worn: bool,
@@ -106,6 +112,8 @@ pub(super) struct Effects {
 pub(super) struct Around<'a> {
     pub(super) endpoint: &'a Endpoint,
     pub(super) backoff: &'a Backoff,
+    /// Calls that the endpoint has served, since it was added.
+    pub(super) served: u64,
     pub(super) now: Timestamp,
     pub(super) rng: &'a mut Rng,
 }
@@ -248,6 +256,7 @@ impl Link {
                 self.live.push(Live {
                     name,
                     since: around.now,
+                    served: around.served,
                     proven: false,
                     worn: false,
                 });
@@ -321,7 +330,8 @@ impl Link {
     /// Starts a pass when one is wanted and nothing stands in its way; says whether it did.
     fn start_if_needed(&mut self, endpoint: &Endpoint) -> bool {
         let missing = self.live.is_empty() && (self.wanted || self.asked);
-        let worn = self.wanted && self.live.iter().any(|live| live.worn);
+        // In use, or it would not wear: it is replaced whoever wants it.
+        let worn = self.live.iter().any(|live| live.worn);
         if !matches!(self.dial, Dial::None) || !(missing || worn) {
             return false;
         }
@@ -340,11 +350,14 @@ impl Link {
         };
     }
 
-    /// Forgives the failures before a connection once it has lived long enough.
+    /// Forgives the failures before a connection once it has lived long enough, or been of use: a proxy
+    /// that closes each connection after a thousand calls (nginx does) is no failing server, however soon
+    /// they are made.
     fn forgive(&mut self, around: &Around<'_>) {
         let forgiveness = around.backoff.forgiveness();
         for live in self.live.iter_mut().filter(|live| !live.proven) {
-            if around.now >= live.since + forgiveness {
+            let of_use = around.served.saturating_sub(live.served) >= OF_USE;
+            if of_use || around.now >= live.since + forgiveness {
                 live.proven = true;
                 self.failures = 0;
                 self.spared = false;
@@ -363,9 +376,12 @@ impl Link {
 /// The order in which addresses are tried: families take turns, beginning with the family of the
 /// first, so that one broken family costs one stagger and not one for each of its addresses (RFC 8305).
 fn interleave(addresses: &[Address]) -> VecDeque<Address> {
+    // An IPv4 address in IPv6's clothes is dialled as what it is (gRPC A61).
     let family = |address: &Address| match address {
-        Address::Tcp(SocketAddr::V4(_)) => 4,
-        Address::Tcp(SocketAddr::V6(_)) => 6,
+        Address::Tcp(at) => match at.ip().to_canonical() {
+            IpAddr::V4(_) => 4,
+            IpAddr::V6(_) => 6,
+        },
         Address::Unix(_) => 0,
     };
     let mut families: Vec<(u8, VecDeque<&Address>)> = Vec::new();
@@ -400,6 +416,7 @@ mod tests {
         backoff: Backoff,
         rng: Rng,
         names: u64,
+        served: u64,
     }
 
     impl Bench {
@@ -414,6 +431,7 @@ mod tests {
                 },
                 rng: Rng::new(1),
                 names: 0,
+                served: 0,
             }
         }
 
@@ -423,6 +441,7 @@ mod tests {
                 Around {
                     endpoint: &self.endpoint,
                     backoff: &self.backoff,
+                    served: self.served,
                     now: Timestamp::from_millis(millis),
                     rng: &mut self.rng,
                 },
@@ -635,6 +654,30 @@ mod tests {
         assert!(
             bench.tell(3_101, News::Lost(name, why())).join_line,
             "forgiven again"
+        );
+    }
+
+    #[test]
+    fn one_lost_too_soon_that_was_of_use_is_redialled_at_once_each_time() {
+        let (mut bench, mut name) = Bench::connected(0);
+        for millis in (1..10).map(|n| 10 * n) {
+            bench.served += OF_USE;
+            let effects = bench.tell(millis, News::Lost(name, why()));
+            assert!(effects.join_line && effects.resolve);
+            assert_eq!(bench.link.state(), Connecting);
+            name = bench.dial(millis);
+            bench.tell(millis, News::Connected(name));
+        }
+        // Without use it is forgiven once, as ever.
+        bench.served += OF_USE - 1;
+        assert!(bench.tell(91, News::Lost(name, why())).join_line);
+        let name = bench.dial(91);
+        bench.tell(91, News::Connected(name));
+        bench.served += OF_USE - 1;
+        assert!(!bench.tell(92, News::Lost(name, why())).join_line);
+        assert_eq!(
+            (bench.link.state(), bench.at()),
+            (TransientFailure, Some(1_092))
         );
     }
 

@@ -18,6 +18,15 @@ impl Outcomes {
         self.answered[code.number()]
     }
 
+    /// Calls that the server answered with anything but a fault of its own.
+    pub(crate) fn served(&self) -> u64 {
+        let codes = (0..).map(StatusCode::new).zip(self.answered);
+        codes
+            .filter(|(code, _)| !code.is_server_fault())
+            .map(|(_, count)| count)
+            .sum()
+    }
+
     /// Calls whose caller went away first.
     pub fn cancelled(&self) -> u64 {
         self.cancelled
@@ -121,6 +130,7 @@ mod tests {
             (outcomes.cancelled(), outcomes.refused(), outcomes.total()),
             (1, 2, 6)
         );
+        assert_eq!(outcomes.served(), 2, "OK and NOT_FOUND, not UNAVAILABLE");
         assert_eq!(
             counters.read(0).answered(StatusCode::OK),
             0,

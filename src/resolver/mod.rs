@@ -74,7 +74,8 @@ pub trait Resolver: Send + Sync + Debug {
 /// What a resolver found: always the complete list, never a difference.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Update {
-    /// Every endpoint there is. Duplicates are counted and the first of them used.
+    /// Every endpoint there is. Duplicates are counted and the first of them used. None at all means that there
+    /// is nobody, which takes effect after [`keep_last_good`](crate::Builder::keep_last_good).
     pub endpoints: Vec<Endpoint>,
 }
 

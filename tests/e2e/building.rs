@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use equipoise::balancer::Backoff;
 use equipoise::policy::{Adaptive, LeastRequest};
+use equipoise::resolver::Dns;
 use equipoise::transport::Http2Options;
 use equipoise::{BalanceLayer, Builder, Channel, Endpoint, Error};
 
@@ -31,7 +32,8 @@ fn bad_targets() {
         ("static:127.0.0.1:50051,,", "empty entry"),
         ("ipv4:[::1]:50051", "not an IPv4 address"),
         ("unix:", "needs a path"),
-        ("https://127.0.0.1:50051/path", "without path"),
+        ("http://greeter", "the port is missing"),
+        ("https://greeter/path", "without path"),
     ] {
         says(
             Channel::builder(target).unwrap_err(),
@@ -43,6 +45,16 @@ fn bad_targets() {
     for target in ["sttic:127.0.0.1:50051", "consul:///greeter"] {
         let error = Channel::builder(target).unwrap().build().unwrap_err();
         says(error, &["known", "static", &format!("{target:?}")]);
+    }
+    // And so is a name that none of ours could look up.
+    for (target, rule) in [
+        ("greeter", "the port is missing"),
+        ("dns:///:80", "the host is missing"),
+        ("gree ter:80", "white space"),
+    ] {
+        let build = |builder: Builder<Channel>| says(builder.build().unwrap_err(), &[rule, target]);
+        build(Channel::builder(target).unwrap());
+        build(Channel::builder(target).unwrap().resolver(Dns::default()));
     }
 }
 
@@ -65,6 +77,15 @@ fn bad_durations_and_numbers() {
     says(
         builder().drain_deadline(2 * day).build().unwrap_err(),
         &["drain_deadline", "24h"],
+    );
+    says(
+        builder().keep_last_good(2 * day).build().unwrap_err(),
+        &["keep_last_good", "172800s", "24h"],
+    );
+    let dns = Dns::default().with_refresh(Duration::from_secs(1));
+    says(
+        builder().resolver(dns).build().unwrap_err(),
+        &["refresh 1s", "min_interval, 5s"],
     );
     says(
         builder().connect_rate(0).build().unwrap_err(),

@@ -183,6 +183,39 @@ async fn an_https_target_turns_tls_on_and_its_address_is_verified() {
 }
 
 #[tokio::test]
+async fn an_https_target_of_a_name_is_looked_up_and_the_name_verified() {
+    let ca = Ca::new("ca");
+    let by_name = server(&Acceptor::new(&ca.issue(&["localhost"])), "a");
+    let by_ip = server(&Acceptor::new(&ca.issue(&["127.0.0.1"])), "b");
+    let channel = |server: &Server| {
+        let target = format!("https://localhost:{}", server.address.port());
+        let builder = Channel::builder(target).unwrap().backoff(quick());
+        builder.tls(Tls::new().with_roots_pem(ca.pem.clone()))
+    };
+    let connected = channel(&by_name).connect().await.unwrap();
+    assert_eq!(hello(&connected).await, "a");
+    // The address that the name stands for proves nothing.
+    let connected = channel(&by_ip).build().unwrap();
+    let mut why = None;
+    until("its attempt has failed", || {
+        // Where the name stands for an IPv6 address too, nobody listens there.
+        let endpoints = connected.endpoints();
+        let its = endpoints.iter().find(|e| e.address == by_ip.address.into());
+        why = its.and_then(|e| e.why.clone());
+        why.is_some()
+    })
+    .await;
+    let why = why.unwrap_or_default();
+    let phase = "TLS handshake for \"localhost\"";
+    assert!(why.contains(phase) && why.contains("another name"), "{why}");
+    let status = GreeterClient::new(connected)
+        .say_hello(HelloRequest::default())
+        .await
+        .unwrap_err();
+    assert_eq!(status.code(), tonic::Code::Unavailable, "{status:?}");
+}
+
+#[tokio::test]
 async fn the_scheme_of_requests_is_https() {
     let ca = Ca::new("ca");
     let acceptor = Acceptor::new(&ca.issue(&[NAME]));

@@ -3,9 +3,12 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use equipoise::balancer::Backoff;
+use equipoise::resolver::{Dns, Resolver};
 use equipoise::{Builder, Channel, Connectivity, Endpoint};
 
 use crate::rig::clean::Footprint;
+use crate::rig::names::Name;
 
 /// A limit on waiting that only a hang reaches.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -85,4 +88,30 @@ pub(crate) async fn clean<T>(channel: Channel, rest: T, before: &Footprint) {
 pub(crate) fn report(what: &str, took: Duration, bound: Duration) {
     println!("  {what}: {took:?}, bound {bound:?}");
     assert!(took <= 10 * bound, "{what}: {took:?}, bound {bound:?}");
+}
+
+/// Begins a channel to a name, looked up every `refresh` and as often as every quarter of that when a connection
+/// is lost. Its backoff is that of the fault matrix' reference settings.
+pub(crate) fn named(name: &Name, refresh: Duration) -> Builder<Channel> {
+    let dns = Dns::default()
+        .with_lookup(name.look_up())
+        .with_min_interval(refresh / 4)
+        .with_refresh(refresh)
+        .allow_loopback();
+    by(dns)
+}
+
+/// The same by any resolver.
+pub(crate) fn by(resolver: impl Resolver + 'static) -> Builder<Channel> {
+    let second = Duration::from_secs(1);
+    let builder = Channel::builder("dns:///greeter.test:80").expect("a name");
+    let backoff = Backoff {
+        base: second / 5,
+        cap: 2 * second,
+        ..Backoff::default()
+    };
+    builder
+        .resolver(resolver)
+        .connect_timeout(second)
+        .backoff(backoff)
 }

@@ -1,5 +1,7 @@
 //! D: membership, whatever the resolver.
 
+mod resolver;
+
 use std::net::{IpAddr, SocketAddr};
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
@@ -109,7 +111,7 @@ fn again(addresses: &[SocketAddr], rng: &mut Rng) -> Vec<SocketAddr> {
 }
 
 /// Three blue servers and three green ones.
-fn blue_and_green(work: Duration) -> Fleet {
+pub(crate) fn blue_and_green(work: Duration) -> Fleet {
     let servers = (1..=6).map(|n| Options {
         work,
         listen: (IpAddr::from([127, 0, 0, n + 1]), 0).into(),

@@ -7,6 +7,7 @@ mod b;
 mod balanced;
 mod c;
 mod d;
+mod e;
 mod g;
 mod h;
 mod h10;

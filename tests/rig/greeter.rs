@@ -280,7 +280,12 @@ impl Drop for UnixServer {
 
 /// Stock tonic's way to a server, with the windows that this crate uses.
 pub fn tonic_endpoint(address: SocketAddr) -> tonic::transport::Endpoint {
-    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}"));
+    tonic_endpoint_by("http", address)
+}
+
+/// The same by a scheme of the caller's choice.
+pub fn tonic_endpoint_by(scheme: &str, address: SocketAddr) -> tonic::transport::Endpoint {
+    let endpoint = tonic::transport::Endpoint::from_shared(format!("{scheme}://{address}"));
     endpoint
         .expect("an address is an authority")
         .initial_stream_window_size(1 << 20)

@@ -12,6 +12,7 @@ pub mod greeter;
 pub mod holes;
 pub mod ledger;
 pub mod load;
+pub mod names;
 pub mod process;
 pub mod rivals;
 pub mod timer;

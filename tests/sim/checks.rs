@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use equipoise::balancer::{AttemptId, Backoff, Balancer, Event, Publication, View};
-use equipoise::{Address, Connectivity, Endpoint, EndpointId, Timestamp};
+use equipoise::{Address, Connectivity, Endpoint, EndpointId, Outcome, Timestamp};
 
 use crate::world::Settings;
 
@@ -46,6 +46,8 @@ struct Track {
     identity: Identity,
     state: Connectivity,
     live: BTreeMap<AttemptId, Live>,
+    /// Calls it answered without a fault of its own.
+    served: u64,
     under_way: BTreeSet<AttemptId>,
     /// Addresses dialled in the pass that goes on.
     tried: BTreeSet<Address>,
@@ -63,6 +65,8 @@ struct Track {
 
 struct Live {
     since: Timestamp,
+    /// Calls the endpoint had served before.
+    served: u64,
     proven: bool,
     worn: bool,
 }
@@ -71,7 +75,7 @@ impl Track {
     fn forgive(&mut self, backoff: &Backoff, now: Timestamp) {
         let stable = backoff.base.min(Duration::from_millis(250));
         for live in self.live.values_mut().filter(|live| !live.proven) {
-            if now >= live.since + stable {
+            if now >= live.since + stable || self.served >= live.served + 100 {
                 live.proven = true;
                 self.failures = 0;
                 self.spared = false;
@@ -179,10 +183,18 @@ impl Checks {
         track.live.retain(|_, live| !live.worn);
         let live = Live {
             since: now,
+            served: track.served,
             proven: false,
             worn: false,
         };
         track.live.insert(name, live);
+    }
+
+    pub(crate) fn ended(&mut self, id: EndpointId, outcome: Outcome) {
+        let served = matches!(outcome, Outcome::Answered(code) if !code.is_server_fault());
+        if let Some(track) = self.tracks.get_mut(&id).filter(|_| served) {
+            track.served += 1;
+        }
     }
 
     pub(crate) fn dial_failed(&mut self, id: EndpointId, name: AttemptId, now: Timestamp) {
@@ -245,6 +257,7 @@ impl Checks {
             identity: identity.clone(),
             state: Connectivity::Idle,
             live: BTreeMap::new(),
+            served: 0,
             under_way: BTreeSet::new(),
             tried: BTreeSet::new(),
             failures: 0,

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use equipoise::balancer::{Backoff, Config};
-use equipoise::policy::{Adaptive, LeastRequest, Policy, Random, RoundRobin};
+use equipoise::policy::{Adaptive, LeastRequest, Policy, Random, RingHash, RoundRobin};
 use equipoise::rng::Rng;
 use equipoise::{Address, Connectivity, Endpoint, StatusCode, Timestamp};
 
@@ -54,6 +54,10 @@ const FAULTS: [Fault; 18] = [
     Fault::NoAnswer,
     Fault::Burst,
 ];
+
+/// Of so many policies a world has some, by number; the last is the one that connects when a call needs it.
+const POLICIES: usize = 5;
+const RING: usize = POLICIES - 1;
 
 /// Everything a seed decides before the clock starts.
 pub(crate) struct Plan {
@@ -141,8 +145,8 @@ impl Plan {
         Self {
             settings,
             policies: match rng.below(4) {
-                0 => (0..2 + rng.below(2)).map(|_| rng.below(4)).collect(),
-                _ => vec![rng.below(4)],
+                0 => (0..2 + rng.below(2)).map(|_| rng.below(POLICIES)).collect(),
+                _ => vec![rng.below(POLICIES)],
             },
             endpoints,
             hosts,
@@ -158,7 +162,8 @@ impl Plan {
             0 => Box::new(Adaptive::default()),
             1 => Box::new(LeastRequest::default()),
             2 => Box::new(Random),
-            _ => Box::new(RoundRobin::default()),
+            3 => Box::new(RoundRobin::default()),
+            RING.. => Box::new(RingHash::default().with_sizes(64, 256)),
         }
     }
 
@@ -199,6 +204,8 @@ impl Plan {
         // Heal: every host is well again, and the list is whole.
         world.hosts.extend(self.hosts.iter().cloned());
         world.resolve(self.endpoints.clone());
+        // Then nobody is connected but for a call's sake.
+        let lazy = self.policies.iter().all(|&which| which == RING);
         let config = &self.settings.config;
         let in_line = self.hosts.len() as f64 / f64::from(config.connect_rate);
         let pause = config.backoff.cap.mul_f64(1.0 + config.backoff.jitter);
@@ -207,15 +214,22 @@ impl Plan {
         world.run_until_or(bound, "READY after the faults have ended", |world| {
             world.balancer.state() == Connectivity::Ready
         });
-        world.run_until_or(bound + secs(1), "every endpoint READY", World::all_ready);
+        world.run_until_or(bound + secs(1), "every endpoint READY", |world| {
+            world.all_ready() || (lazy && world.none_astray())
+        });
 
         // Alive: calls succeed, and then nothing is left.
         world.run_for(secs(6));
         world.assert_clean();
         let before = (world.all_ended(), world.ended(Ending::Ok));
         let (start, calls) = (world.now, 30);
-        world.traffic(ms(10), start + ms(10 * calls), Request::default());
-        world.run_for(secs(3));
+        // Where nobody was connected before, each call may have to wait for a connection of its own.
+        let mut request = Request::default();
+        if lazy {
+            request.deadline += Duration::from_secs_f64(in_line);
+        }
+        world.traffic(ms(10), start + ms(10 * calls), request);
+        world.run_for(request.deadline + secs(2));
         let after = (
             world.all_ended() - before.0,
             world.ended(Ending::Ok) - before.1,
@@ -329,10 +343,8 @@ fn strike(world: &mut World, fault: Fault, word: u64, endpoints: &[Endpoint]) {
         Fault::Reweigh => {
             let heavier = endpoints.iter().map(|endpoint| {
                 let weight = 1 + rng.below(9) as u32;
-                endpoint
-                    .clone()
-                    .with_weight(weight)
-                    .expect("it is at least 1")
+                let endpoint = endpoint.clone().with_hash_key(format!("{}", rng.below(9)));
+                endpoint.with_weight(weight).expect("it is at least 1")
             });
             let list = heavier.collect();
             return world.resolve(list);

@@ -170,6 +170,23 @@ fn a_server_that_closes_each_connection_is_not_dialled_in_a_loop() {
     }
 }
 
+/// nginx closes each connection after so many calls: under load that is soon, and no reason to wait.
+#[test]
+fn a_server_that_closes_each_connection_after_many_calls_is_redialled_at_once() {
+    for (every, dials) in [(ms(1), 45..=60), (ms(4), 2..=8)] {
+        let mut world = world(1);
+        let host_1 = world.hosts.get_mut(&host(1)).expect("it is there");
+        host_1.dialling = Dialling::CloseAfter(ms(200));
+        world.resolve(endpoints([1]));
+        world.traffic(every, at(10_000), Request::default());
+        world.run_until(at(10_000));
+        let dialled = world.dials_to(&host(1)).len();
+        assert!(dials.contains(&dialled), "every {every:?}: {dialled} dials");
+        let refused = world.ended(Ending::NoEndpoint);
+        assert_eq!(refused == 0, every == ms(1), "{refused} calls found nobody");
+    }
+}
+
 /// One that holds its connections for a moment only is redialled at once, and the rate still bounds it.
 #[test]
 fn the_connect_rate_bounds_a_flood_of_short_connections() {

@@ -22,11 +22,17 @@ impl World {
                 now: self.now,
                 random: self.rng.word(),
                 path: "/sim.World/Call",
-                hash: None,
+                hash: call.hash,
                 avoid: &call.avoid,
             };
-            match picker.pick(&info) {
-                PickResult::Pick(id) => {
+            let waits = call.request.wait_for_ready;
+            let result = picker.pick(&info);
+            if let PickResult::PickAndConnect { connect, .. } = result {
+                self.balancer.handle_wanted(connect, self.now);
+                self.after_news();
+            }
+            match result {
+                PickResult::Pick(id) | PickResult::PickAndConnect { id, .. } => {
                     self.checks.picked(id);
                     let open = self
                         .seats
@@ -58,7 +64,7 @@ impl World {
                     return;
                 }
                 PickResult::Fail => {
-                    return match call.request.wait_for_ready {
+                    return match waits {
                         true => self.wait(number_of_call),
                         false => self.finish(number_of_call, Ending::NoEndpoint),
                     };
@@ -139,6 +145,7 @@ impl World {
         let seat = self.seats.get_mut(&running.id).expect("it carries a call");
         let policy = number_of_call as usize % self.policies;
         seat.loads.end(policy, &completion, running.since, self.now);
+        self.checks.ended(running.id, outcome);
         seat.guards -= 1;
         if seat.closed && seat.guards == 0 {
             self.seats.remove(&running.id);

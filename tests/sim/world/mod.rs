@@ -168,6 +168,8 @@ struct Connection {
 
 struct Call {
     request: Request,
+    /// What it is to be placed by, by policies that heed it.
+    hash: Option<u64>,
     since: Timestamp,
     avoid: Vec<EndpointId>,
     attempt: u32,
@@ -348,10 +350,16 @@ impl World {
         if let Some(patience) = request.patience {
             self.schedule(self.now + patience, Job::Patience(call));
         }
+        // A few keys come again and again, and some calls have none.
+        let hash = match self.rng.below(4) {
+            0 => None,
+            _ => Some(equipoise::rng::remix(self.rng.below(50) as u64)),
+        };
         self.calls.insert(
             call,
             Call {
                 request,
+                hash,
                 since: self.now,
                 avoid: Vec::new(),
                 attempt: 0,
@@ -436,6 +444,13 @@ impl World {
         self.balancer
             .endpoints()
             .all(|view| view.state == Connectivity::Ready)
+    }
+
+    /// Whether each endpoint is ready, or idle for want of calls.
+    pub(crate) fn none_astray(&self) -> bool {
+        use Connectivity::{Idle, Ready};
+        let mut views = self.balancer.endpoints();
+        views.all(|view| matches!(view.state, Ready | Idle))
     }
 
     pub(crate) fn dials_to(&self, address: &Address) -> Vec<Timestamp> {
