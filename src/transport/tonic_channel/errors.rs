@@ -5,10 +5,10 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 
-use tonic::{Code, Status};
+use tonic::Status;
 
 use super::super::Reached;
-use super::super::failure::{Phase, judge};
+use super::super::failure::{Failure, Phase, judge};
 use super::super::link::Link;
 
 /// tonic asked for a second connection.
@@ -34,11 +34,6 @@ pub(super) struct Verdict {
 
 /// What `error` means for a call on `link`; `None` where the chain holds nothing that is known.
 pub(super) fn verdict(error: &(dyn Error + 'static), phase: Phase, link: &Link) -> Option<Verdict> {
-    let made = |code, reached, gone| Verdict {
-        status: Status::new(code, text(error, link)),
-        reached,
-        gone,
-    };
     if let Some(error) = find::<h2::Error>(error) {
         let (status, reached) = judge(error, phase, link);
         return Some(Verdict {
@@ -47,24 +42,27 @@ pub(super) fn verdict(error: &(dyn Error + 'static), phase: Phase, link: &Link) 
             gone: error.is_io() || error.is_go_away(),
         });
     }
-    // hyper had not taken it off its queue, or tonic found the connection gone.
-    let queued = find::<hyper::Error>(error).is_some_and(hyper::Error::is_canceled);
-    if queued || find::<Spent>(error).is_some() {
-        return Some(made(Code::Unavailable, Reached::No, true));
-    }
-    // hyper turns the socket's errors back into what they were.
-    if find::<io::Error>(error).is_some() {
-        let reached = match phase {
-            Phase::Waiting { written: false } => Reached::No,
-            _ => Reached::Maybe,
-        };
-        return Some(made(Code::Unavailable, reached, true));
-    }
-    if find::<tonic::TimeoutExpired>(error).is_some() {
-        return Some(made(Code::DeadlineExceeded, Reached::Maybe, false));
-    }
-    // Its keepalive found the server silent, or the task of the connection is no more.
-    find::<hyper::Error>(error).map(|_| made(Code::Unavailable, Reached::Maybe, false))
+    let hyper = find::<hyper::Error>(error);
+    let queued = hyper.is_some_and(hyper::Error::is_canceled) || find::<Spent>(error).is_some();
+    let (failure, phase, gone) = if queued {
+        // hyper had not taken it off its queue, or tonic found the connection gone.
+        (Failure::Lost, Phase::Opening, true)
+    } else if find::<io::Error>(error).is_some() {
+        // hyper turns the socket's errors back into what they were.
+        (Failure::Lost, phase, true)
+    } else if find::<tonic::TimeoutExpired>(error).is_some() {
+        (Failure::Deadline, phase, false)
+    } else {
+        // Its keepalive found the server silent, or the task of the connection is no more. What was written
+        // before that is not known to have been nothing.
+        hyper?;
+        (Failure::Lost, Phase::Answering, false)
+    };
+    Some(Verdict {
+        status: failure.status(phase, text(error, link)),
+        reached: failure.verdict(phase).reached,
+        gone,
+    })
 }
 
 /// The same for an error of a call without a response, which must mean something.
