@@ -1,7 +1,7 @@
 //! Client-side load balancing for gRPC: one [tonic] channel over many endpoints.
 //!
-//! A [`Channel`] keeps a connection to every endpoint of a target, knows which of them are ready and how
-//! busy each one is, and sends every call to the one that should have it. Generated tonic clients take it
+//! A [`Channel`] keeps a connection to every endpoint of a target (with [`RingHash`](policy::RingHash), to those
+//! that calls need), knows which of them are ready and how busy each one is, and sends every call to the one that should have it. Generated tonic clients take it
 //! as their transport, unchanged, with interceptors or without.
 //!
 //! # Ten seconds
@@ -46,6 +46,8 @@
 //!   GOAWAY or REFUSED_STREAM) goes to another endpoint by itself. A call that may have reached a server is
 //!   never sent twice.
 //! * It ends by its deadline, with DEADLINE_EXCEEDED, whatever it was waiting for.
+//! * Each way it can fail has one gRPC code, whatever features tonic is built with: the table is in
+//!   [`transport`]. An answer that is not gRPC (a proxy's error page, say) is quoted in the error.
 //! * Dropping it, at any point, cancels it at the server and frees what it held.
 //!
 //! # Features

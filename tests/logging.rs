@@ -1,6 +1,8 @@
 //! What the channel logs. In a process of its own: `tracing` remembers for all threads of a process who wants
 //! to hear a span, and neighbours that want none would decide that here.
 
+#[path = "rig/frames.rs"]
+mod frames;
 #[path = "rig/mod.rs"]
 mod rig;
 
@@ -12,6 +14,7 @@ use equipoise::resolver::Dns;
 use equipoise::{Channel, Endpoint, Resolution};
 use tonic::Request;
 
+use frames::{FrameServer, Script, code};
 use rig::greeter::proto::HelloRequest;
 use rig::greeter::proto::greeter_client::GreeterClient;
 use rig::greeter::{Options, Server};
@@ -51,6 +54,31 @@ fn logged<T>(test: impl Future<Output = T>) -> String {
     // Other crates log what they like at this level (h2 prints header names and values): ours is judged.
     let ours: Vec<&str> = text.lines().filter(|l| l.contains(" equipoise")).collect();
     ours.join("\n")
+}
+
+#[test]
+fn a_complaint_about_pings_is_a_warning() {
+    let all = logged(async {
+        let server = FrameServer::start(Script::default()).await;
+        let address = server.address();
+        let channel = Channel::from_endpoints([Endpoint::from(address)])
+            .connect()
+            .await
+            .unwrap();
+        let peer = server.peer(0).await;
+        peer.goaway(0, code::ENHANCE_YOUR_CALM, b"too_many_pings");
+        peer.closed().await;
+        // Another complaint is none about pings.
+        let peer = server.peer(1).await;
+        peer.goaway(0, code::ENHANCE_YOUR_CALM, b"too_many_things");
+        peer.closed().await;
+        channel.close().await;
+    });
+    let warnings: Vec<&str> = all.lines().filter(|l| l.contains("WARN")).collect();
+    let of_pings = warnings
+        .iter()
+        .filter(|l| l.contains("too_many_pings") && l.contains("interval=20s"));
+    assert_eq!(of_pings.count(), 1, "{all}");
 }
 
 #[test]

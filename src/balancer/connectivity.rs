@@ -713,6 +713,21 @@ mod tests {
     }
 
     #[test]
+    fn a_worn_one_is_replaced_whoever_wants_it() {
+        let (mut bench, old) = Bench::connected(0);
+        bench.tell(1_000, News::Wanted(false));
+        assert!(bench.tell(5_000, News::Worn(old)).join_line);
+        let new = bench.dial(5_000);
+        bench.tell(5_000, News::Failed(new, why()));
+        assert!(bench.tell(6_000, News::Tick).join_line, "and tried again");
+        let new = bench.dial(6_000);
+        assert_eq!(bench.tell(6_001, News::Connected(new)).retire, [old]);
+        let effects = bench.tell(9_000, News::Lost(new, why()));
+        assert!(!effects.join_line, "one that is lost is not");
+        assert_eq!(bench.link.state(), Idle);
+    }
+
+    #[test]
     fn a_worn_one_lost_before_its_replacement_came() {
         let (mut bench, old) = Bench::connected(0);
         bench.tell(5_000, News::Worn(old));

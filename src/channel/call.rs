@@ -15,10 +15,13 @@ use crate::policy::{HashKey, PickInfo, PickResult};
 use crate::report::{Outcome, StatusCode};
 use crate::rng;
 use crate::timestamp::Timestamp;
-use crate::transport::{CallError, Connection, Outgoing, Payload, Reached, Slot};
+use crate::transport::{
+    CallError, Connection, Failure, Outgoing, Payload, Phase, Reached, Slot, outcome,
+};
 
 use super::deadline::{self, Deadline};
 use super::extensions::{Avoid, Override, Served, WaitForReady};
+use super::foreign::{self, Word};
 use super::labels::Labels;
 use super::shared::{Core, Shared};
 use super::snapshot::{Live, Room, Seat, Snapshot};
@@ -73,7 +76,12 @@ pub(super) fn run<N: Connection>(
             let mut sending = pin!(sending);
             let deadline = &mut call.deadline;
             match poll_fn(|cx| bounded(sending.as_mut(), deadline, cx)).await {
-                Some(Ok(response)) => return call.respond(response, in_flight),
+                Some(Ok(response)) if foreign::is_grpc(&response) => {
+                    return call.respond(response, in_flight);
+                }
+                Some(Ok(response)) => {
+                    return Err(Box::pin(call.reject(response, in_flight)).await);
+                }
                 Some(Err(error)) => outgoing = call.again(error, in_flight)?,
                 None => return Err(call.expired(in_flight)),
             }
@@ -224,10 +232,11 @@ impl Call {
     ) -> Result<Admitted<N>, Status> {
         let waiters = &shared.core.waiters;
         let ticket = waiters.join(need).map_err(|_| {
-            self.made(Status::resource_exhausted(format!(
+            let text = format!(
                 "{} calls are waiting for an endpoint already, the most this channel holds",
                 waiters.len()
-            )))
+            );
+            self.made(Failure::LineFull.status(Phase::Queued, text))
         })?;
         let mut told = Told::NOTHING;
         let mut may_look = ticket.may_look();
@@ -443,7 +452,7 @@ impl Call {
         if self
             .deadline
             .as_ref()
-            .is_some_and(|d| d.explains(code, clock))
+            .is_some_and(|d| reached != Reached::Local && d.explains(code, clock))
         {
             return Err(self.expired(in_flight));
         }
@@ -454,12 +463,7 @@ impl Call {
         };
         let seat = in_flight.seat().clone();
         if request.is_none() || !budget {
-            in_flight.end(match reached {
-                // These say nothing of the server.
-                Reached::Local => Outcome::Cancelled,
-                Reached::No => Outcome::Refused,
-                Reached::Refused | Reached::Maybe => Outcome::Answered(code),
-            });
+            in_flight.end(outcome(code, reached));
             self.labels.put_on(&mut status, Some(&seat.endpoint()));
             return Err(status);
         }
@@ -474,9 +478,28 @@ impl Call {
     /// The deadline passed before the response began.
     fn expired<N: Connection>(&self, in_flight: InFlight<N>) -> Status {
         let endpoint = in_flight.seat().endpoint();
-        in_flight.end(Outcome::Answered(StatusCode::DEADLINE_EXCEEDED));
+        let phase = Phase::Waiting { written: true };
+        in_flight.end(Failure::Deadline.verdict(phase).outcome());
         self.labels
             .deadline_exceeded("while waiting for the response", Some(&endpoint))
+    }
+
+    /// Makes an error of a response that is not gRPC's.
+    async fn reject<N: Connection>(
+        mut self,
+        response: http::Response<N::Body>,
+        in_flight: InFlight<N>,
+    ) -> Status {
+        let endpoint = in_flight.seat().endpoint();
+        let status = match foreign::judge(response, &mut self.deadline).await {
+            Word::Given(status) => status,
+            Word::Made(mut status) => {
+                self.labels.put_on(&mut status, Some(&endpoint));
+                status
+            }
+        };
+        in_flight.end(Outcome::Answered(StatusCode::new(status.code() as u8)));
+        status
     }
 
     /// Follows the response; one that is all head is judged here.
@@ -516,8 +539,9 @@ async fn look_anyway() {
 }
 
 fn unavailable(why: Option<&str>, otherwise: &str) -> Status {
-    match why {
-        Some(why) => Status::unavailable(format!("{otherwise}: {why}")),
-        None => Status::unavailable(otherwise),
-    }
+    let text = match why {
+        Some(why) => format!("{otherwise}: {why}"),
+        None => otherwise.to_owned(),
+    };
+    Failure::NoEndpoint.status(Phase::Queued, text)
 }

@@ -3,7 +3,8 @@
 //! The journey of one call: [`service`] takes the request; [`routes`] knows its policy and settings; [`call`] works out its deadline, picks an
 //! endpoint from the published [`snapshot`], reserves a slot on one of its connections, or waits in the
 //! line of [`waiters`]; the connection opens the stream; [`tracked`] follows the response to its end and
-//! tells the endpoint's load how it went. The journey of one update: [`driver`] carries news from the
+//! tells the endpoint's load how it went, with [`trailers`] for the server's word and [`foreign`] for answers
+//! that are not gRPC's. The journey of one update: [`driver`] carries news from the
 //! resolver and the connections to the balancer, and does what the balancer says.
 
 mod builder;
@@ -11,6 +12,7 @@ mod call;
 mod deadline;
 mod driver;
 mod extensions;
+mod foreign;
 mod labels;
 mod layer;
 mod observe;
@@ -20,6 +22,7 @@ mod service;
 mod shared;
 mod snapshot;
 mod tracked;
+mod trailers;
 mod waiters;
 
 pub use builder::Builder;

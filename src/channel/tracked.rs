@@ -6,8 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::header::HeaderName;
-use http::{HeaderMap, HeaderValue};
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tonic::Status;
@@ -15,15 +14,12 @@ use tonic::Status;
 use crate::clock::Clock;
 use crate::report::{Completion, Outcome, StatusCode};
 use crate::timestamp::Timestamp;
-use crate::transport::Connection;
+use crate::transport::{CallersOwn, Connection, Failure, Phase, Reached, outcome};
 
 use super::deadline::Deadline;
 use super::labels::Labels;
 use super::snapshot::Seat;
-
-// As constants: a name given as text is parsed anew at each look-up.
-const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
-const GRPC_STATUS_DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
+use super::trailers;
 
 /// A call in flight on an endpoint: counted from the pick until this is finished or dropped.
 pub(super) struct InFlight<N> {
@@ -145,7 +141,7 @@ impl<N> Tracking<N> {
     fn expired(self) -> Status {
         let endpoint = self.in_flight.seat.endpoint();
         self.in_flight
-            .end(Outcome::Answered(StatusCode::DEADLINE_EXCEEDED));
+            .end(Failure::Deadline.verdict(Phase::Answering).outcome());
         self.labels
             .deadline_exceeded("while the response was under way", Some(&endpoint))
     }
@@ -162,11 +158,10 @@ impl<N: Connection> ResponseBody<N> {
         inner: N::Body,
         tracking: Tracking<N>,
     ) -> Result<Self, Status> {
-        let call = match head.get(GRPC_STATUS) {
+        let call = match trailers::read(head) {
             None => Some(tracking),
-            Some(_) => {
-                sanitise(head);
-                tracking.answered(status_code(head))?;
+            Some(code) => {
+                tracking.answered(code)?;
                 None
             }
         };
@@ -220,8 +215,9 @@ impl<N: Connection> Body for ResponseBody<N> {
         Poll::Ready(match ready!(polled) {
             Some(Ok(mut frame)) => {
                 if let Some(trailers) = frame.trailers_mut() {
-                    sanitise(trailers);
-                    let code = status_code(trailers);
+                    let missing = Failure::NoStatus.verdict(Phase::Answering).code;
+                    let code =
+                        trailers::read(trailers).unwrap_or_else(|| StatusCode::new(missing as u8));
                     this.inner.set(None);
                     if let Some(call) = this.call.take()
                         && let Err(status) = call.answered(code)
@@ -242,7 +238,12 @@ impl<N: Connection> Body for ResponseBody<N> {
                 if let Some(call) = this.call.take() {
                     let endpoint = call.in_flight.seat.endpoint();
                     let labels = call.labels;
-                    match call.answered(StatusCode::new(status.code() as u8)) {
+                    let code = StatusCode::new(status.code() as u8);
+                    if let Some(own) = CallersOwn::of(&status).cloned() {
+                        call.in_flight.end(outcome(code, Reached::Local));
+                        return Poll::Ready(Some(Err(own)));
+                    }
+                    match call.answered(code) {
                         Ok(()) => labels.put_on(&mut status, Some(&endpoint)),
                         Err(expired) => status = expired,
                     }
@@ -252,8 +253,9 @@ impl<N: Connection> Body for ResponseBody<N> {
             None => {
                 this.inner.set(None);
                 if let Some(call) = this.call.take() {
-                    // No trailers: tonic makes UNKNOWN of it, and so do we.
-                    call.in_flight.end(Outcome::Answered(StatusCode::UNKNOWN));
+                    // No trailers: tonic makes the same of it.
+                    let verdict = Failure::NoStatus.verdict(Phase::Answering);
+                    call.in_flight.end(verdict.outcome());
                 }
                 None
             }
@@ -268,103 +270,5 @@ impl<N: Connection> Body for ResponseBody<N> {
         self.inner
             .as_ref()
             .map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
-    }
-}
-
-/// The code in `grpc-status`; UNKNOWN where it is missing or no number.
-fn status_code(headers: &HeaderMap) -> StatusCode {
-    let value = headers.get(GRPC_STATUS).map(HeaderValue::as_bytes);
-    match value {
-        Some([digit @ b'0'..=b'9']) => StatusCode::new(digit - b'0'),
-        Some([b'1', digit @ b'0'..=b'9']) => StatusCode::new(10 + digit - b'0'),
-        _ => StatusCode::UNKNOWN,
-    }
-}
-
-/// Drops a `grpc-status-details-bin` that is not base64: tonic would panic on it.
-fn sanitise(headers: &mut HeaderMap) {
-    if let Some(value) = headers.get(GRPC_STATUS_DETAILS)
-        && !is_base64(value.as_bytes())
-    {
-        headers.remove(GRPC_STATUS_DETAILS);
-    }
-}
-
-/// Whether tonic's decoder takes it: the standard alphabet, padding optional, and no stray bits at the end.
-fn is_base64(text: &[u8]) -> bool {
-    let padding = text.iter().rev().take_while(|&&b| b == b'=').count();
-    let digits = &text[..text.len() - padding];
-    let value = |b: u8| match b {
-        b'A'..=b'Z' => Some(b - b'A'),
-        b'a'..=b'z' => Some(b - b'a' + 26),
-        b'0'..=b'9' => Some(b - b'0' + 52),
-        b'+' => Some(62),
-        b'/' => Some(63),
-        _ => None,
-    };
-    let padded = padding == 0 || (padding <= 2 && text.len().is_multiple_of(4));
-    let stray = match digits.len() % 4 {
-        0 => 0,
-        2 => 0b1111,
-        3 => 0b11,
-        _ => return false,
-    };
-    let last = digits.last().and_then(|&b| value(b)).unwrap_or(0);
-    padded && digits.iter().all(|&b| value(b).is_some()) && last & stray == 0
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn codes_are_read_as_the_wire_has_them() {
-        for (text, code) in [
-            ("0", 0),
-            ("7", 7),
-            ("14", 14),
-            ("16", 16),
-            ("17", 2),
-            ("99", 2),
-            ("999", 2),
-            ("-1", 2),
-            ("abc", 2),
-            ("", 2),
-            ("01", 2),
-        ] {
-            let mut headers = HeaderMap::new();
-            headers.insert("grpc-status", HeaderValue::from_str(text).unwrap());
-            assert_eq!(status_code(&headers).number(), code, "{text:?}");
-        }
-        assert_eq!(status_code(&HeaderMap::new()), StatusCode::UNKNOWN);
-    }
-
-    #[test]
-    fn details_that_tonic_would_panic_on_are_dropped() {
-        for (text, stays) in [
-            ("", true),
-            ("CAESBA", true),
-            ("CAESBA==", true),
-            ("CAES", true),
-            ("CAE", true),
-            ("CAE=", true),
-            ("not base64!", false),
-            ("A", false),
-            ("CAE==", false),
-            ("====", false),
-            ("CB", false),
-            ("C-ES", false),
-        ] {
-            let mut headers = HeaderMap::new();
-            let name = "grpc-status-details-bin";
-            headers.insert(name, HeaderValue::from_str(text).unwrap());
-            sanitise(&mut headers);
-            assert_eq!(headers.contains_key(name), stays, "{text:?}");
-            if stays {
-                headers.insert("grpc-status", HeaderValue::from_static("3"));
-                // Whatever stays must not panic tonic.
-                let _ = Status::from_header_map(&headers);
-            }
-        }
     }
 }

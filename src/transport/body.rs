@@ -10,7 +10,7 @@ use http_body::{Frame, SizeHint};
 use tonic::Status;
 
 use super::call::Held;
-use super::failure::{Phase, judge};
+use super::failure::{CallersOwn, Phase, judge};
 
 /// The body of a response. Reading it gives the server room to send more; dropping it before its end
 /// cancels the call (RST_STREAM CANCEL). `Default` is an empty one.
@@ -87,10 +87,10 @@ impl http_body::Body for ResponseBody {
                 Some(Err(error)) => error,
             }
         };
-        let status = open
-            .held
-            .upload_failure()
-            .unwrap_or_else(|| judge(&failure, Phase::Answering, open.held.link()).0);
+        let status = match open.held.upload_failure() {
+            Some(own) => CallersOwn::mark(own),
+            None => judge(&failure, Phase::Answering, open.held.link()).0,
+        };
         this.end();
         Poll::Ready(Some(Err(status)))
     }

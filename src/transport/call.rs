@@ -15,7 +15,7 @@ use tonic::body::Body;
 use tonic::{Code, Status};
 
 use super::body::ResponseBody;
-use super::failure::{Phase, judge};
+use super::failure::{Failure, Phase, Verdict, judge};
 use super::link::Link;
 use super::pump::{Look, Pump, Upload, look};
 use super::{CallError, Outgoing, Payload, Reached, Slot};
@@ -110,7 +110,7 @@ pub(super) fn call(
     let outbound = match outbound(&head, &link) {
         Ok(outbound) => outbound,
         // Wrong anywhere: not handed back.
-        Err(status) => return Sending::Failed(Some(failed(status, Reached::Local))),
+        Err(text) => return Sending::Failed(Some(own(Failure::BadHead, text))),
     };
     // Declared before what refers to the stream: dropped after it.
     let mut held = Held::new(link, slot);
@@ -123,6 +123,9 @@ pub(super) fn call(
         Err(error) => {
             held.over();
             let (status, reached) = judge(&error, Phase::Opening, &held.link);
+            if reached == Reached::Local {
+                return Sending::Failed(Some(failed(status, reached)));
+            }
             if status.code() == Code::Unavailable {
                 // The connection has ended for h2, and its task is about to say so on another thread.
                 // Until then it must not be picked again: the call would be back here at once, and at
@@ -154,8 +157,7 @@ pub(super) fn call(
                 "a message of {} bytes is more than HTTP/2 can queue ({LARGEST})",
                 message.len()
             );
-            let status = Status::resource_exhausted(text);
-            return Sending::Failed(Some(failed(status, Reached::Local)));
+            return Sending::Failed(Some(own(Failure::TooLarge, text)));
         }
         Look::Whole(message) => {
             // An error means that the stream is gone already, which the response tells.
@@ -166,7 +168,7 @@ pub(super) fn call(
         Look::Streaming(taken) => held.pump(stream, body, taken),
         Look::Failed(status) => {
             stream.send_reset(Reason::CANCEL);
-            return Sending::Failed(Some(failed(status, Reached::Local)));
+            return Sending::Failed(Some(upload_failed(status)));
         }
     }
     Sending::Waiting(Waiting {
@@ -257,7 +259,7 @@ impl Waiting {
         held.over();
         drop((response, upload));
         if let Some(status) = held.upload_failure() {
-            return Sending::Failed(Some(failed(status, Reached::Local)));
+            return Sending::Failed(Some(upload_failed(status)));
         }
         // Read after the error came: h2 writes before it fails.
         let written = held.link.meter.sent() != before;
@@ -283,9 +285,22 @@ fn failed(status: Status, reached: Reached) -> CallError {
     }
 }
 
+/// What the caller itself did wrong, before the server could say anything.
+fn own(failure: Failure, text: String) -> CallError {
+    let Verdict { code, reached } = failure.verdict(Phase::Opening);
+    failed(Status::new(code, text), reached)
+}
+
+fn upload_failed(status: Status) -> CallError {
+    let reached = Failure::Upload(status.code())
+        .verdict(Phase::Opening)
+        .reached;
+    failed(status, reached)
+}
+
 /// The head as it goes out: with scheme and authority. The one it is made from stays as it was, for another
 /// connection.
-fn outbound(head: &http::Request<()>, link: &Link) -> Result<http::Request<()>, Status> {
+fn outbound(head: &http::Request<()>, link: &Link) -> Result<http::Request<()>, String> {
     let mut uri = http::uri::Parts::default();
     uri.scheme = Some(link.scheme.clone());
     uri.authority = Some(match head.uri().authority() {
@@ -294,8 +309,7 @@ fn outbound(head: &http::Request<()>, link: &Link) -> Result<http::Request<()>, 
     });
     let path = head.uri().path_and_query();
     uri.path_and_query = Some(path.cloned().unwrap_or(PathAndQuery::from_static("/")));
-    let uri = Uri::from_parts(uri)
-        .map_err(|error| Status::internal(format!("uri {:?}: {error}", head.uri())))?;
+    let uri = Uri::from_parts(uri).map_err(|error| format!("uri {:?}: {error}", head.uri()))?;
     let mut outbound = http::Request::new(());
     *outbound.method_mut() = head.method().clone();
     *outbound.uri_mut() = uri;

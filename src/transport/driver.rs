@@ -11,6 +11,7 @@ use h2::{Ping, PingPong};
 use tokio::time::{Instant, Sleep};
 
 use super::Condition;
+use super::calm::{Calm, is_complaint};
 use super::keepalive::{Keepalive, Signs, Step};
 use super::link::{Link, Order};
 use super::meter::Metered;
@@ -33,6 +34,7 @@ pub(super) struct Driver {
     link: Arc<Link>,
     pings: Option<PingPong>,
     keepalive: Keepalive,
+    calm: Arc<Calm>,
     timer: Option<Pin<Box<Sleep>>>,
     // Runs once nothing is left to be done but to close.
     closing: Option<Pin<Box<Sleep>>>,
@@ -48,6 +50,7 @@ impl Driver {
         probe: SendRequest<Bytes>,
         link: Arc<Link>,
         keepalive: Keepalive,
+        calm: Arc<Calm>,
     ) -> Self {
         let now = Instant::now();
         Self {
@@ -56,6 +59,7 @@ impl Driver {
             probe: Some(probe),
             link,
             keepalive,
+            calm,
             timer: None,
             closing: None,
             draining: None,
@@ -101,8 +105,17 @@ impl Driver {
         }
     }
 
-    /// The same in words.
+    /// The same in words. New connections ping less often where that is the reason.
     fn refusal(&self, error: &h2::Error) -> ConnectError {
+        if is_complaint(error) {
+            let address = &self.link.address;
+            let used = self.keepalive.interval();
+            let interval = self.calm.complained(address, used);
+            tracing::warn!(
+                target: "equipoise", %address, ?used, ?interval,
+                "the server says too_many_pings; new connections to it use the longer keepalive interval"
+            );
+        }
         match error.is_go_away() && error.is_remote() {
             true => self
                 .link

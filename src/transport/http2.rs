@@ -11,6 +11,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::body::ResponseBody;
+use super::calm::Calm;
 use super::driver::Driver;
 use super::keepalive::Keepalive;
 use super::link::{Link, Order};
@@ -27,6 +28,7 @@ use crate::error::ConnectError;
 #[derive(Clone, Debug, Default)]
 pub struct Http2Connector {
     options: Arc<Http2Options>,
+    calm: Arc<Calm>,
 }
 
 impl Http2Connector {
@@ -34,6 +36,7 @@ impl Http2Connector {
     pub fn new(options: Http2Options) -> Self {
         Self {
             options: Arc::new(options),
+            calm: Arc::default(),
         }
     }
 }
@@ -46,12 +49,14 @@ impl Connector for Http2Connector {
         endpoint: &Endpoint,
         address: &Address,
     ) -> BoxFuture<'static, Result<Http2Connection, ConnectError>> {
-        connect(self.options.clone(), endpoint.clone(), address.clone()).boxed()
+        let (options, calm) = (self.options.clone(), self.calm.clone());
+        connect(options, calm, endpoint.clone(), address.clone()).boxed()
     }
 }
 
 async fn connect(
     options: Arc<Http2Options>,
+    calm: Arc<Calm>,
     endpoint: Endpoint,
     address: Address,
 ) -> Result<Http2Connection, ConnectError> {
@@ -69,8 +74,9 @@ async fn connect(
     let handshake = options.builder().handshake(io).await;
     let (sender, h2) = handshake.map_err(|error| link.error(error))?;
     let (interval, timeout) = options.keepalive;
+    let interval = calm.interval(&link.address, interval);
     let keepalive = Keepalive::new(interval, timeout, options.keepalive_idle);
-    let mut driver = Driver::new(h2, sender.clone(), link.clone(), keepalive);
+    let mut driver = Driver::new(h2, sender.clone(), link.clone(), keepalive, calm);
     poll_fn(|cx| driver.poll_settings(cx)).await?;
     link.runtime.spawn(driver);
     Ok(Http2Connection { sender, link })

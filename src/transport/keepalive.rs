@@ -74,6 +74,10 @@ impl Keepalive {
         self.idle
     }
 
+    pub(super) fn interval(&self) -> Duration {
+        self.interval
+    }
+
     pub(super) fn timeout(&self) -> Duration {
         self.timeout
     }

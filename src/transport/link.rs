@@ -10,6 +10,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::meter::Meter;
+use super::wear::ids_run_out;
 use super::{Condition, Control, Slots, Traffic};
 use crate::endpoint::Address;
 use crate::error::ConnectError;
@@ -146,6 +147,11 @@ impl Link {
     pub(super) fn counts(&self) -> (u32, u32) {
         let opened = self.opened.load(Ordering::Relaxed);
         (opened, self.cancelled.load(Ordering::Relaxed))
+    }
+
+    /// Whether h2 may refuse a stream for want of ids.
+    pub(super) fn is_out_of_ids(&self) -> bool {
+        ids_run_out(self.counts().0)
     }
 
     /// Something happened on a stream that lets pings be sent again.

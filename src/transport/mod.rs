@@ -3,6 +3,8 @@
 //! [`Connector`] and [`Connection`] are the seam: [`Http2Connector`] is the transport of this crate, on
 //! the `h2` crate; others can stand in its place, as `TonicConnector` (feature `tonic-transport`) does. A connector dials *one* address; which, when and how
 //! often is the balancer's affair.
+//!
+#![doc = include_str!("failure.md")]
 
 use std::fmt::Debug;
 use std::future::Future;
@@ -18,6 +20,7 @@ use crate::error::ConnectError;
 
 mod body;
 mod call;
+mod calm;
 mod dial;
 mod driver;
 mod failure;
@@ -37,6 +40,8 @@ mod tonic_channel;
 mod wear;
 
 pub use body::ResponseBody;
+pub use failure::CallersOwn;
+pub(crate) use failure::{Failure, Phase, outcome};
 pub use http2::{Http2Connection, Http2Connector};
 pub use options::Http2Options;
 pub use slots::{Slot, Slots};
@@ -95,7 +100,8 @@ pub trait Connector: Clone + Debug + Send + Sync + 'static {
 ///
 /// Dropping it means no more calls will come: those under way go on to their end, then it closes.
 pub trait Connection: Send + Sync + 'static {
-    /// The body of a response. `Default` is an empty one (tonic's interceptors ask for it).
+    /// The body of a response. `Default` is an empty one (tonic's interceptors ask for it). An error that is the
+    /// caller's own doing is marked by [`CallersOwn`].
     type Body: http_body::Body<Data = Bytes, Error = Status> + Default + Send + 'static;
 
     /// Sends a call in a slot reserved in [`slots`](Self::slots), at once, and resolves with the response's

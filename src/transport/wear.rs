@@ -19,6 +19,11 @@ pub(super) const RESETS_KEPT: Duration = Duration::from_secs(30);
 /// Half of the memory: counted in windows that follow one another, any 30 s touch at most two.
 const RESETS_WORN: u32 = RESETS_REMEMBERED as u32 / 2;
 
+/// Whether `opened` streams are so many that no more ids can be counted on.
+pub(super) fn ids_run_out(opened: u32) -> bool {
+    opened >= IDS - IDS_KEPT
+}
+
 /// Counts what a connection has used up.
 #[derive(Debug)]
 pub(super) struct Wear {
@@ -42,7 +47,7 @@ impl Wear {
         cancelled: u32,
         now: impl FnOnce() -> Instant,
     ) -> Option<&'static str> {
-        if opened >= IDS - IDS_KEPT {
+        if ids_run_out(opened) {
             return Some("stream ids");
         }
         if cancelled.wrapping_sub(self.cancelled_before) < RESETS_WORN {

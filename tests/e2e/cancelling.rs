@@ -106,6 +106,34 @@ async fn an_upload_that_never_ends() {
     quiet(&channel).await;
 }
 
+/// What the caller cannot send is the caller's doing, also after the response began: nothing is held against the
+/// server.
+#[tokio::test]
+async fn an_upload_that_fails_after_the_response_began_is_the_callers_own() {
+    let a = server("a");
+    let (channel, client) = client(&[&a]).await;
+    let mut client = client.max_encoding_message_size(1_000);
+    let (say, said) = tokio::sync::mpsc::channel::<HelloRequest>(1);
+    let requests = tokio_stream::wrappers::ReceiverStream::new(said);
+    say.send(HelloRequest::default()).await.unwrap();
+    let mut replies = client.chat(requests).await.unwrap().into_inner();
+    replies.message().await.unwrap().expect("it is answered");
+    let too_large = HelloRequest {
+        payload: vec![0; 2_000],
+        ..HelloRequest::default()
+    };
+    say.send(too_large).await.unwrap();
+    let status = replies.message().await.unwrap_err();
+    // As tonic's encoder words it, and none of ours on it.
+    assert_eq!(status.code(), tonic::Code::OutOfRange, "{status:?}");
+    assert!(status.message().contains("too large"), "{status:?}");
+    assert!(status.metadata().is_empty(), "{status:?}");
+    quiet(&channel).await;
+    let endpoint = &channel.endpoints()[0];
+    assert_eq!(endpoint.outcomes, [], "{endpoint:?}");
+    assert_eq!(endpoint.cancelled, 1, "{endpoint:?}");
+}
+
 #[tokio::test]
 async fn dropped_at_every_single_poll() {
     // A pause before each reply, so that a call takes several polls.

@@ -1,9 +1,14 @@
 //! B: HTTP/2.
 
+mod floods;
+mod foreign;
 mod full;
 mod goaway;
+mod pings;
 mod refused;
+mod resets;
 mod tiny;
+mod trailers;
 
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};

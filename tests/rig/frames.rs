@@ -56,6 +56,7 @@ pub mod kind {
     pub const PING: u8 = 6;
     pub const GOAWAY: u8 = 7;
     pub const WINDOW_UPDATE: u8 = 8;
+    pub const CONTINUATION: u8 = 9;
 }
 
 /// Error codes.
@@ -68,9 +69,9 @@ pub mod code {
     pub const ENHANCE_YOUR_CALM: u32 = 11;
 }
 
-const END_STREAM: u8 = 1;
+pub const END_STREAM: u8 = 1;
 const ACK: u8 = 1;
-const END_HEADERS: u8 = 4;
+pub const END_HEADERS: u8 = 4;
 
 /// One frame that was received.
 #[derive(Clone, Debug)]
@@ -122,6 +123,9 @@ pub struct Call {
     pub connection: usize,
 }
 
+/// Header fields, in their order.
+pub type Fields = &'static [(&'static str, &'static str)];
+
 /// One thing a server does for a call.
 #[derive(Clone, Debug)]
 pub enum Step {
@@ -137,6 +141,14 @@ pub enum Step {
     Message(Bytes),
     /// A DATA frame as it is.
     Data(Bytes),
+    /// A head with this `:status` and nothing else but these fields.
+    Head(u16, Fields),
+    /// The same, and it is the end as well.
+    LastHead(u16, Fields),
+    /// Any trailers, or a head without `:status`.
+    LastFields(Fields),
+    /// Any frame on the call's stream: type, flags, payload.
+    Frame(u8, u8, Bytes),
     /// Trailers with this `grpc-status`.
     Trailers(u32),
     /// A head that is the end as well, with this `grpc-status`.
@@ -275,6 +287,8 @@ pub struct Peer {
 
 enum Order {
     Send(Bytes),
+    // A head and a payload that many frames share.
+    Frame(Bytes, Bytes),
     Close,
     Kill,
 }
@@ -356,11 +370,7 @@ impl Peer {
 
     /// Sends one frame.
     pub fn frame(&self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
-        let mut bytes = BytesMut::with_capacity(9 + payload.len());
-        bytes.put_uint(payload.len() as u64, 3);
-        bytes.put_u8(kind);
-        bytes.put_u8(flags);
-        bytes.put_u32(stream);
+        let mut bytes = frame_head(payload.len(), kind, flags, stream);
         bytes.put_slice(payload);
         self.raw(bytes);
     }
@@ -385,6 +395,14 @@ impl Peer {
     pub fn fields(&self, id: u32, fields: &[(&str, &str)], head: bool, end: bool) {
         let flags = END_HEADERS | if end { END_STREAM } else { 0 };
         self.frame(kind::HEADERS, flags, id, &block(fields, head));
+    }
+
+    /// Any response head.
+    fn head(&self, id: u32, status: u16, fields: Fields, flags: u8) {
+        let status = status.to_string();
+        let head = [(":status", &*status)];
+        let block = block(&[&head, fields].concat(), false);
+        self.frame(kind::HEADERS, END_HEADERS | flags, id, &block);
     }
 
     /// One gRPC message in one DATA frame.
@@ -459,6 +477,13 @@ impl Peer {
                 Step::Headers => self.headers(call.id),
                 Step::Message(message) => self.message(call.id, &message),
                 Step::Data(data) => self.frame(kind::DATA, 0, call.id, &data),
+                Step::Head(status, fields) => self.head(call.id, status, fields, 0),
+                Step::LastHead(status, fields) => self.head(call.id, status, fields, END_STREAM),
+                Step::LastFields(fields) => self.fields(call.id, fields, false, true),
+                Step::Frame(kind, flags, payload) => {
+                    let head = frame_head(payload.len(), kind, flags, call.id);
+                    let _ = self.orders.send(Order::Frame(head.freeze(), payload));
+                }
                 Step::Trailers(status) => self.trailers(call.id, status),
                 Step::TrailersOnly(status) => {
                     let status = status.to_string();
@@ -477,8 +502,18 @@ impl Peer {
     }
 }
 
-/// An HPACK block of literals that are neither indexed nor Huffman-coded.
-fn block(fields: &[(&str, &str)], head: bool) -> Vec<u8> {
+/// The head of a frame.
+fn frame_head(length: usize, kind: u8, flags: u8, stream: u32) -> BytesMut {
+    let mut bytes = BytesMut::with_capacity(9);
+    bytes.put_uint(length as u64, 3);
+    bytes.put_u8(kind);
+    bytes.put_u8(flags);
+    bytes.put_u32(stream);
+    bytes
+}
+
+/// An HPACK block of literals that are neither indexed nor Huffman-coded; as a head with `:status 200` in front.
+pub fn block(fields: &[(&str, &str)], head: bool) -> Vec<u8> {
     fn text(out: &mut Vec<u8>, text: &str) {
         match text.len() {
             short @ 0..=126 => out.push(short as u8),
@@ -532,6 +567,12 @@ async fn serve(
             match order {
                 Order::Send(bytes) => {
                     if writer.write_all(&bytes).await.is_err() {
+                        return End::Order;
+                    }
+                }
+                Order::Frame(head, payload) => {
+                    let mut frame = head.chain(payload);
+                    if writer.write_all_buf(&mut frame).await.is_err() {
                         return End::Order;
                     }
                 }

@@ -112,6 +112,7 @@ async fn an_error_of_the_callers_body_resets_the_stream_and_is_the_answer() {
         (status.code(), status.message()),
         (Code::DataLoss, "the caller's own")
     );
+    assert!(CallersOwn::of(&status).is_some(), "not the server's fault");
     is_cancelled(&peer, 5, &connection).await;
 }
 

@@ -226,6 +226,48 @@ async fn frames_that_h2_rejects_are_internal() {
     condition(&connection, closed).await;
 }
 
+/// What HTTP/2 forbids in a head is the caller's doing: no other connection is tried, and this one lives on.
+#[tokio::test]
+async fn a_head_that_cannot_be_sent_is_the_callers_own() {
+    let (_server, connection, peer) = pair(Script::default()).await;
+    let mut request = unary(b"");
+    let headers = request.head.headers_mut();
+    headers.insert("connection", http::HeaderValue::from_static("close"));
+    let wrong = error(within(connection.call(request, slot(&connection))).await);
+    assert_eq!(
+        (wrong.status.code(), wrong.reached),
+        (Code::Internal, Reached::Local)
+    );
+    assert!(wrong.request.is_none(), "wrong anywhere");
+    assert!(wrong.status.message().contains("malformed headers"));
+    assert!(std::error::Error::source(&wrong.status).is_none());
+    assert_eq!(ask(&connection, b"").await.unwrap().1, Code::Ok);
+    assert_eq!(peer.streams().len(), 1);
+}
+
+/// A flood ends the connection, and is told apart from frames that are merely wrong.
+#[tokio::test]
+async fn a_flood_that_h2_ends_is_resource_exhausted() {
+    let (_server, connection, peer) = pair(Script {
+        stream: stream(|_| vec![]),
+        ..Script::default()
+    })
+    .await;
+    let call = tokio::spawn(connection.call(unary(b""), slot(&connection)));
+    let id = peer.wait(|f| f.is(kind::HEADERS)).await.stream;
+    peer.frame(kind::HEADERS, 0, id, &frames::block(&[], true));
+    for _ in 0..10 {
+        peer.frame(kind::CONTINUATION, 0, id, b"");
+    }
+    let broken = error(within(call).await.unwrap());
+    assert_eq!(
+        (broken.status.code(), broken.reached),
+        (Code::ResourceExhausted, Reached::Maybe)
+    );
+    let why = condition(&connection, closed).await;
+    assert!(why.contains("excessive load"), "{why}");
+}
+
 #[tokio::test]
 async fn a_connection_lost_after_the_request_left_is_unavailable_and_says_why() {
     for (step, why) in [

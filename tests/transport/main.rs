@@ -19,8 +19,8 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use equipoise::transport::{
-    CallError, Condition, Connection, Connector, Http2Connection, Http2Connector, Http2Options,
-    Outgoing, Payload, Reached, ResponseBody, Slot,
+    CallError, CallersOwn, Condition, Connection, Connector, Http2Connection, Http2Connector,
+    Http2Options, Outgoing, Payload, Reached, ResponseBody, Slot,
 };
 use equipoise::{Address, Endpoint};
 use frames::{FrameServer, PATIENCE, Peer, Script, Step, code, kind, stream};

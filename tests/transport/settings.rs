@@ -57,23 +57,25 @@ async fn giving_up_on_a_silent_server_closes_the_socket() {
 async fn a_server_that_speaks_something_else_is_never_ready() {
     let bytes = "HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n";
     for (what, reason) in [
-        ("answer", "no HTTP/2 settings"),
+        ("answer", "the server speaks HTTP/1.x, not HTTP/2"),
         ("close", "closed the connection"),
     ] {
-        let server = FrameServer::start(Script {
-            settings: false,
-            ..Script::default()
-        })
-        .await;
-        let address = Address::from(server.address());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = Address::from(listener.local_addr().unwrap());
         let connecting =
             Http2Connector::default().connect(&Endpoint::new(address.clone()), &address);
         let act = async {
-            let peer = server.peer(0).await;
+            let (mut socket, _) = listener.accept().await.unwrap();
+            // The preface is read, or its rest would make a reset of the end.
+            let mut preface = [0; 1024];
+            tokio::io::AsyncReadExt::read(&mut socket, &mut preface)
+                .await
+                .unwrap();
             if what == "answer" {
-                peer.raw(bytes);
+                tokio::io::AsyncWriteExt::write_all(&mut socket, bytes.as_bytes())
+                    .await
+                    .unwrap();
             }
-            peer.close();
         };
         let (result, ()) = within(async { tokio::join!(connecting, act) }).await;
         let text = result.unwrap_err().to_string();

@@ -14,7 +14,7 @@ use tonic::body::Body;
 use tonic::transport::Channel;
 use tower_service::Service;
 
-use super::super::failure::Phase;
+use super::super::failure::{CallersOwn, Phase};
 use super::super::link::Link;
 use super::super::{
     CallError, Condition, Connection, Control, Outgoing, Payload, Reached, Slot, Slots,
@@ -197,7 +197,7 @@ impl Open {
     /// tonic makes a status of every error, by rules of its own; what it was made of says more.
     fn failure(&self, status: Status) -> Status {
         if let Some(own) = self.lender.failure() {
-            return own;
+            return CallersOwn::mark(own);
         }
         match verdict(&status, Phase::Answering, &self.link) {
             Some(Verdict { status, .. }) => status,
