@@ -112,8 +112,8 @@ pub(super) struct Effects {
 pub(super) struct Around<'a> {
     pub(super) endpoint: &'a Endpoint,
     pub(super) backoff: &'a Backoff,
-    /// Calls that the endpoint has served, since it was added.
-    pub(super) served: u64,
+    /// Calls that the endpoint has served, since it was added. Counted when asked, which is seldom.
+    pub(super) served: &'a dyn Fn() -> u64,
     pub(super) now: Timestamp,
     pub(super) rng: &'a mut Rng,
 }
@@ -256,7 +256,7 @@ impl Link {
                 self.live.push(Live {
                     name,
                     since: around.now,
-                    served: around.served,
+                    served: (around.served)(),
                     proven: false,
                     worn: false,
                 });
@@ -356,7 +356,7 @@ impl Link {
     fn forgive(&mut self, around: &Around<'_>) {
         let forgiveness = around.backoff.forgiveness();
         for live in self.live.iter_mut().filter(|live| !live.proven) {
-            let of_use = around.served.saturating_sub(live.served) >= OF_USE;
+            let of_use = (around.served)().saturating_sub(live.served) >= OF_USE;
             if of_use || around.now >= live.since + forgiveness {
                 live.proven = true;
                 self.failures = 0;
@@ -441,7 +441,7 @@ mod tests {
                 Around {
                     endpoint: &self.endpoint,
                     backoff: &self.backoff,
-                    served: self.served,
+                    served: &|| self.served,
                     now: Timestamp::from_millis(millis),
                     rng: &mut self.rng,
                 },
