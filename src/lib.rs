@@ -1,7 +1,7 @@
 //! Client-side load balancing for gRPC: one [tonic] channel over many endpoints.
 //!
-//! A [`Channel`] keeps a connection to every endpoint of a target, knows which of them are ready and how
-//! busy each one is, and sends every call to the one that should have it. Generated tonic clients take it
+//! A [`Channel`] keeps a connection to every endpoint of a target (with [`RingHash`](policy::RingHash), to those
+//! that calls need), knows which of them are ready and how busy each one is, and sends every call to the one that should have it. Generated tonic clients take it
 //! as their transport, unchanged, with interceptors or without.
 //!
 //! # Ten seconds

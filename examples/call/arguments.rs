@@ -3,12 +3,10 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::ops::RangeInclusive;
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use lexopt::prelude::*;
-use tokio_rustls::rustls::pki_types::CertificateDer;
-use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tonic::metadata::{Ascii, MetadataKey};
 
 pub const USAGE: &str = "\
@@ -16,8 +14,10 @@ Calls grpc.health.v1.Health/Check, which any gRPC server can serve, and says how
 
 usage: call <target> [options]
 
-  <target>            static:127.0.0.1:50051,127.0.0.1:50052, ipv4:.., ipv6:.., unix:.., ip:port
-  --policy P          adaptive (default), least_request, random or round_robin
+  <target>            host:port, dns:///host:port, https://host, ip:port, ipv4:.., ipv6:.., unix:..,
+                      static:127.0.0.1:50051,127.0.0.1:50052
+  --policy P          adaptive (default), least_request, random, round_robin, or ring_hash by the name
+                      of --hash-on
   --calls N           how many calls, 1 to 1000000000; default 10000
   --concurrency C     closed loop: so many calls at a time, 1 to 10000; default 32
   --rps R             open loop: so many calls a second, 1 to 100000, whatever becomes of them
@@ -59,7 +59,7 @@ pub struct Options {
     pub deadline: Duration,
     pub hash_on: Option<MetadataKey<Ascii>>,
     pub wait_for_ready: bool,
-    pub tls_ca: Option<Vec<u8>>,
+    pub tls_ca: Option<PathBuf>,
     pub authority: Option<String>,
 }
 
@@ -78,15 +78,18 @@ pub enum Policy {
     Adaptive,
     LeastRequest,
     Random,
+    /// By what `--hash-on` names.
+    RingHash,
     RoundRobin,
 }
 
 impl Policy {
     /// Each policy under the name it has here.
-    const ALL: [(&str, Self); 4] = [
+    const ALL: [(&str, Self); 5] = [
         ("adaptive", Self::Adaptive),
         ("least_request", Self::LeastRequest),
         ("random", Self::Random),
+        ("ring_hash", Self::RingHash),
         ("round_robin", Self::RoundRobin),
     ];
 
@@ -157,7 +160,7 @@ fn parse(mut parser: lexopt::Parser) -> Result<Request, lexopt::Error> {
                 options.hash_on = Some(metadata_name(&text("--hash-on", &mut parser)?)?)
             }
             Long("wait-for-ready") => options.wait_for_ready = true,
-            Long("tls-ca") => options.tls_ca = Some(roots(parser.value()?.as_ref())?),
+            Long("tls-ca") => options.tls_ca = Some(parser.value()?.into()),
             Long("authority") => options.authority = Some(text("--authority", &mut parser)?),
             Value(value) if target.is_none() => target = Some(value.string()?),
             Value(value) => return Err(format!("one target only, and {value:?} is another").into()),
@@ -165,6 +168,9 @@ fn parse(mut parser: lexopt::Parser) -> Result<Request, lexopt::Error> {
         }
     }
     options.target = target.ok_or("a target is missing; --help tells more")?;
+    if options.policy == Policy::RingHash && options.hash_on.is_none() {
+        return Err("--policy ring_hash needs --hash-on NAME".into());
+    }
     options.pace = match (concurrency, rps) {
         (Some(_), Some(_)) => return Err("--concurrency and --rps exclude each other".into()),
         (None, Some(rps)) => Pace::Open(rps),
@@ -205,19 +211,4 @@ fn metadata_name(name: &str) -> Result<MetadataKey<Ascii>, String> {
     }
     let name = MetadataKey::from_bytes(lower.as_bytes());
     name.map_err(|_| wrong("is not a metadata name"))
-}
-
-/// The file as it is, once it is known to hold certificates.
-fn roots(file: &Path) -> Result<Vec<u8>, String> {
-    let wrong = |rule: &str| format!("--tls-ca {file:?}: {rule}");
-    let pem = std::fs::read(file).map_err(|e| wrong(&e.to_string()))?;
-    let mut found = 0;
-    for certificate in CertificateDer::pem_slice_iter(&pem) {
-        certificate.map_err(|e| wrong(&e.to_string()))?;
-        found += 1;
-    }
-    match found {
-        0 => Err(wrong("there is no certificate (PEM) in it")),
-        _ => Ok(pem),
-    }
 }

@@ -3,11 +3,11 @@
 //! `cargo run --release --example call -- static:127.0.0.1:50051,127.0.0.1:50052 --calls 10000`;
 //! `--help` tells the rest.
 
-use std::error::Error;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
-use equipoise::{Channel, Connectivity, policy};
+use equipoise::resolver::Dns;
+use equipoise::{Channel, Connectivity, Error, Target, Tls, policy};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use arguments::{MOST_AT_A_TIME, Options, Pace, Policy, Request, USAGE};
@@ -40,10 +40,15 @@ fn refuse(why: &str) -> ExitCode {
     ExitCode::from(2)
 }
 
-fn channel(options: &Options) -> Result<Channel, Box<dyn Error>> {
-    let mut builder = Channel::builder(&options.target)?.queue_limit(MOST_AT_A_TIME as usize);
-    if options.tls_ca.is_some() {
-        return Err("--tls-ca needs TLS, which this version does not have".into());
+fn channel(options: &Options) -> Result<Channel, Error> {
+    // With a resolver of one's own any scheme would do.
+    options.target.parse::<Target>()?;
+    let mut builder = Channel::builder(&options.target)?
+        // Who types the name of a server may well mean one on this machine.
+        .resolver(Dns::default().allow_loopback())
+        .queue_limit(MOST_AT_A_TIME as usize);
+    if let Some(file) = &options.tls_ca {
+        builder = builder.tls(Tls::new().with_roots_file(file));
     }
     if let Some(authority) = &options.authority {
         builder = builder.authority(authority);
@@ -52,10 +57,13 @@ fn channel(options: &Options) -> Result<Channel, Box<dyn Error>> {
         Policy::Adaptive => builder.policy(policy::Adaptive::default()),
         Policy::LeastRequest => builder.policy(policy::LeastRequest::default()),
         Policy::Random => builder.policy(policy::Random),
+        Policy::RingHash => {
+            let name = options.hash_on.as_ref().map_or("", |name| name.as_str());
+            builder.policy(policy::RingHash::on_metadata(name))
+        }
         Policy::RoundRobin => builder.policy(policy::RoundRobin::default()),
     }
     .build()
-    .map_err(Into::into)
 }
 
 async fn run(options: &Options, channel: Channel) -> ExitCode {

@@ -112,8 +112,8 @@ pub(super) struct Effects {
 pub(super) struct Around<'a> {
     pub(super) endpoint: &'a Endpoint,
     pub(super) backoff: &'a Backoff,
-    /// Calls that the endpoint has served, since it was added.
-    pub(super) served: u64,
+    /// Calls that the endpoint has served, since it was added. Counted when asked, which is seldom.
+    pub(super) served: &'a dyn Fn() -> u64,
     pub(super) now: Timestamp,
     pub(super) rng: &'a mut Rng,
 }
@@ -256,7 +256,7 @@ impl Link {
                 self.live.push(Live {
                     name,
                     since: around.now,
-                    served: around.served,
+                    served: (around.served)(),
                     proven: false,
                     worn: false,
                 });
@@ -356,7 +356,7 @@ impl Link {
     fn forgive(&mut self, around: &Around<'_>) {
         let forgiveness = around.backoff.forgiveness();
         for live in self.live.iter_mut().filter(|live| !live.proven) {
-            let of_use = around.served.saturating_sub(live.served) >= OF_USE;
+            let of_use = (around.served)().saturating_sub(live.served) >= OF_USE;
             if of_use || around.now >= live.since + forgiveness {
                 live.proven = true;
                 self.failures = 0;
@@ -441,7 +441,7 @@ mod tests {
                 Around {
                     endpoint: &self.endpoint,
                     backoff: &self.backoff,
-                    served: self.served,
+                    served: &|| self.served,
                     now: Timestamp::from_millis(millis),
                     rng: &mut self.rng,
                 },
@@ -710,6 +710,21 @@ mod tests {
             Effects::default()
         );
         assert_eq!(bench.link.state(), Ready);
+    }
+
+    #[test]
+    fn a_worn_one_is_replaced_whoever_wants_it() {
+        let (mut bench, old) = Bench::connected(0);
+        bench.tell(1_000, News::Wanted(false));
+        assert!(bench.tell(5_000, News::Worn(old)).join_line);
+        let new = bench.dial(5_000);
+        bench.tell(5_000, News::Failed(new, why()));
+        assert!(bench.tell(6_000, News::Tick).join_line, "and tried again");
+        let new = bench.dial(6_000);
+        assert_eq!(bench.tell(6_001, News::Connected(new)).retire, [old]);
+        let effects = bench.tell(9_000, News::Lost(new, why()));
+        assert!(!effects.join_line, "one that is lost is not");
+        assert_eq!(bench.link.state(), Idle);
     }
 
     #[test]

@@ -350,7 +350,7 @@ impl Balancer {
         let around = Around {
             endpoint: &row.endpoint,
             backoff: &self.config.backoff,
-            served: row.loads.outcomes().served(),
+            served: &|| row.loads.outcomes().served(),
             now,
             rng: &mut self.rng,
         };

@@ -359,8 +359,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_tcp_socket_is_tuned_as_asked() {
-        let mut tcp = TcpOptions::default();
-        tcp.nodelay = false;
+        let mut tcp = TcpOptions {
+            nodelay: false,
+            ..TcpOptions::default()
+        };
         tcp.set_keepalive(7 * S, 3 * S, 9).unwrap();
         tcp.set_user_timeout(5 * S).unwrap();
         let (stream, _peer) = pair(&tcp, "127.0.0.1").await;

@@ -3,7 +3,8 @@
 /// What the server speaks, judging by the first bytes it sent; `None` where they may be HTTP/2.
 ///
 /// HTTP/2 begins with a SETTINGS frame: three bytes of a small length, and a 4. Read as such, what the
-/// others begin with would be a frame of more than a megabyte, which no server may send.
+/// others begin with would be a frame of more than a megabyte, which no server may send. A frame of a type
+/// that HTTP/2 knows is left to h2, first or not.
 pub(super) fn foreign(first: &[u8]) -> Option<String> {
     if let [0x14..=0x17, 0x03, ..] = first {
         let text =
@@ -11,9 +12,15 @@ pub(super) fn foreign(first: &[u8]) -> Option<String> {
         return Some(text.to_owned());
     }
     if !first.starts_with(b"HTTP/") {
-        return is_too_large(first).then(|| {
-            let start = first[..first.len().min(16)].escape_ascii();
-            format!("the server does not speak HTTP/2; its first bytes are \"{start}\"")
+        /// The type of frame with the highest number: CONTINUATION (RFC 9113 §6).
+        const LAST_TYPE: u8 = 9;
+        let odd = first.get(3).is_some_and(|&kind| kind > LAST_TYPE);
+        return odd.then(|| {
+            let shown = &first[..first.len().min(8)];
+            format!(
+                "the server does not speak HTTP/2; its first bytes are \"{}\"",
+                shown.escape_ascii()
+            )
         });
     }
     let line = first.split(|byte| matches!(byte, b'\r' | b'\n')).next();
@@ -29,11 +36,6 @@ pub(super) fn foreign(first: &[u8]) -> Option<String> {
         ),
         false => format!("the server speaks HTTP/1.x, not HTTP/2 (it answered {line:?})"),
     })
-}
-
-/// Whether this is the head of a frame larger than we allow, before anything allowed it to be.
-fn is_too_large(first: &[u8]) -> bool {
-    matches!(*first, [a, b, c, ..] if u32::from_be_bytes([0, a, b, c]) > 16 << 10)
 }
 
 #[cfg(test)]
@@ -54,13 +56,12 @@ mod tests {
                 Some("speaks TLS"),
             ),
             (
-                b"SSH-2.0-OpenSSH\r\n",
-                Some("does not speak HTTP/2; its first bytes are \"SSH-2.0-OpenSSH\\r\""),
+                b"\xff\"SSH-2.0-x",
+                Some("does not speak HTTP/2; its first bytes are \"\\xff\\\"SSH-2.\""),
             ),
-            (b"\xff\xff\"", Some("first bytes are \"\\xff\\xff\\\"\"")),
             (b"\x00\x00\x12\x04\x00\x00\x00\x00\x00", None),
-            // No SETTINGS, and still HTTP/2.
             (b"\x00\x00\x08\x06\x00\x00\x00\x00\x00", None),
+            (b"\x00\x00", None),
             (b"\x15", None),
             (b"", None),
         ] {

@@ -97,16 +97,16 @@ impl<T: AsyncRead + Unpin> AsyncRead for Metered<T> {
         let result = ready!(Pin::new(&mut this.io).poll_read(cx, buf));
         match &result {
             Ok(()) => {
-                let bytes = buf.filled().len() - before;
-                if bytes == 0 && room {
+                let bytes = &buf.filled()[before..];
+                if bytes.is_empty() && room {
                     this.link
                         .lose(|| this.link.error("the server closed the connection"));
                 }
                 let received = &this.link.meter.received;
-                let earlier = received.fetch_add(bytes as u64, Ordering::Relaxed);
+                let earlier = received.fetch_add(bytes.len() as u64, Ordering::Relaxed);
                 if earlier == 0
                     && this.greeting
-                    && let Some(what) = foreign(&buf.filled()[before..])
+                    && let Some(what) = foreign(bytes)
                 {
                     // h2 would wait for the rest of a frame, and at best call it too large.
                     this.link.lose(|| this.link.error(&what));

@@ -12,6 +12,7 @@ use tonic::transport::Server;
 use tonic_health::ServingStatus;
 
 use super::arguments::USAGE;
+use super::rig::tls::{Acceptor, Ca};
 
 /// Where cargo puts the example that belongs to this test, once it is up to date.
 fn program() -> &'static PathBuf {
@@ -110,6 +111,14 @@ fn wrong_arguments_end_with_status_2_and_nothing_is_sent() {
         (format!("sttic:{address}"), "unknown scheme \"sttic\""),
         (format!("static:{address},"), "empty entry"),
         (format!("{address} --authority a/b"), "authority"),
+        (
+            format!("{address} --authority a --tls-ca /no/ca.pem"),
+            "/no/ca.pem",
+        ),
+        (
+            format!("{address} --authority a --tls-ca Cargo.toml"),
+            "Cargo.toml",
+        ),
     ];
     for (line, said) in lines.chain(bad_targets) {
         let output = call(&line.split_whitespace().collect::<Vec<_>>());
@@ -205,6 +214,36 @@ async fn a_server_that_stands_still_holds_up_every_call_of_the_schedule() {
     assert_eq!(number(&output, "ok"), 100, "{}", text(&output.stdout));
     // Of 100 calls due in the 0.5 s, half were due in its first half.
     assert!(number(&output, "p50_us") >= 150_000);
+}
+
+/// A name, TLS and a ring at once: `localhost` may also be an address that nobody listens on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_is_called_over_tls_and_by_hash() {
+    let ca = Ca::new("the rig");
+    let file = concat!(env!("CARGO_TARGET_TMPDIR"), "/call-ca.pem");
+    std::fs::write(file, &ca.pem).expect("cargo's folder can be written to");
+    let (reporter, service) = tonic_health::server::health_reporter();
+    reporter
+        .set_service_status("", ServingStatus::Serving)
+        .await;
+    let listener = Listener::bind("127.0.0.1:0").await.expect("a free port");
+    let port = listener.local_addr().expect("it is bound").port();
+    let serving = Server::builder()
+        .add_service(service)
+        .serve_with_incoming(Acceptor::new(&ca.issue(&["localhost"])).incoming(listener));
+    tokio::spawn(serving);
+
+    let target = format!("https://localhost:{port}");
+    let by_hash = ["--policy", "ring_hash", "--hash-on", "x-session"];
+    let arguments = [&*target, "--tls-ca", file, "--calls", "100"];
+    let output = call_meanwhile(&[&arguments[..], &by_hash[..]].concat()).await;
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(value(&output, "codes"), "OK:100");
+
+    let elsewhere = [&*target, "--calls", "5", "--authority", "other.example"];
+    let output = call_meanwhile(&[&elsewhere[..], &["--tls-ca", file]].concat()).await;
+    assert_eq!(output.status.code(), Some(1), "the name is verified");
+    assert_eq!(value(&output, "codes"), "UNAVAILABLE:5");
 }
 
 #[test]

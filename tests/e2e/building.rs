@@ -5,7 +5,11 @@ use std::time::Duration;
 use equipoise::balancer::Backoff;
 use equipoise::policy::{Adaptive, LeastRequest};
 use equipoise::resolver::Dns;
+use equipoise::transport::Http2Options;
 use equipoise::{BalanceLayer, Builder, Channel, Endpoint, Error};
+
+use crate::rig::greeter::proto::HelloRequest;
+use crate::rig::greeter::proto::greeter_client::GreeterClient;
 
 fn builder() -> Builder<Channel> {
     Channel::builder("static:127.0.0.1:50051").expect("a good target")
@@ -99,6 +103,16 @@ fn bad_durations_and_numbers() {
         builder().authority("not an authority").build().unwrap_err(),
         &["authority", "not an authority"],
     );
+    says(
+        builder().user_agent("a\u{e9}").build().unwrap_err(),
+        &["user agent", "visible ASCII"],
+    );
+    // Options that come later do not hide what was wrong before.
+    let options = Http2Options::default();
+    says(
+        builder().user_agent("").http2(options).build().unwrap_err(),
+        &["user agent", "empty"],
+    );
     for (bad, word) in [
         (
             Backoff {
@@ -171,4 +185,45 @@ fn a_list_that_belongs_to_a_resolver_is_not_set_by_hand() {
         .build()
         .unwrap();
     says(channel.set_endpoints([]).unwrap_err(), &["resolver"]);
+}
+
+/// The shortcuts change the options that were given, and nothing else of them.
+#[tokio::test]
+async fn options_and_shortcuts_come_to_the_same() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let head = tokio::spawn(async move {
+        let (socket, from) = listener.accept().await.unwrap();
+        let mut h2 = h2::server::handshake(socket).await.unwrap();
+        let (request, mut answer) = h2.accept().await.unwrap().unwrap();
+        let ok = http::Response::builder().header("grpc-status", "0");
+        answer.send_response(ok.body(()).unwrap(), true).unwrap();
+        // To the client's end, so that it hears the answer.
+        while h2.accept().await.is_some() {}
+        (from.ip(), request.map(|_| ()))
+    });
+    let local = "127.0.0.9".parse().unwrap();
+    let options = Http2Options::default().with_local_address(local).unwrap();
+    let channel = Channel::builder(format!("static:{address}"))
+        .unwrap()
+        .http2(options)
+        .user_agent("shop/2.1")
+        .authority("greeter.test:7")
+        .keepalive(Duration::from_secs(30), Duration::from_secs(5))
+        .connect()
+        .await
+        .unwrap();
+    let mut client = GreeterClient::new(channel.clone());
+    // No message: the answer is all head.
+    client.say_hello(HelloRequest::default()).await.unwrap_err();
+    channel.close().await;
+    drop((client, channel));
+    let (from, head) = tokio::time::timeout(crate::PATIENCE, head)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(from, local);
+    assert_eq!(head.uri().authority().unwrap().as_str(), "greeter.test:7");
+    let agent = concat!("shop/2.1 grpc-rust-equipoise/", env!("CARGO_PKG_VERSION"));
+    assert_eq!(head.headers()["user-agent"], agent);
 }

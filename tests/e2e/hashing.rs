@@ -143,6 +143,34 @@ async fn the_next_on_the_ring_stands_in_until_the_owner_is_back() {
     }
 }
 
+/// Affinity is worth no wait of unknown length.
+#[tokio::test]
+async fn the_next_on_the_ring_takes_what_a_full_owner_cannot() {
+    let servers = [(); 3].map(|()| {
+        Server::start(Options {
+            max_concurrent_streams: Some(1),
+            ..Options::new("narrow")
+        })
+    });
+    let channel = channel(&servers, RingHash::on_metadata(NAME)).await;
+    let order = order(&servers, "cart");
+    assert_eq!(call(&channel, session("cart")).await, order[0]);
+    let mut holders = Vec::new();
+    for (n, &expected) in order.iter().enumerate() {
+        let mut client = GreeterClient::new(channel.clone());
+        let mut long = session("cart");
+        long.get_mut().work_us = 20_000_000;
+        holders.push(tokio::spawn(async move { client.say_hello(long).await }));
+        until("it is taken by the first with room", || {
+            let endpoints = channel.endpoints();
+            let one = endpoints.iter().find(|e| e.address == expected.into());
+            crate::in_flight(&channel) as usize == n + 1 && one.is_some_and(|e| e.in_flight == 1)
+        })
+        .await;
+    }
+    holders.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
 /// A state is told a moment before the picker that goes by it.
 async fn until_served(channel: &Channel, key: &str, by: SocketAddr) {
     let end = std::time::Instant::now() + crate::PATIENCE;

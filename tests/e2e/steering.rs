@@ -77,12 +77,13 @@ async fn prefer_goes_there_or_elsewhere() {
 #[tokio::test]
 async fn avoid_stays_away_while_there_is_somebody_else() {
     let (a, b) = (server("a"), server("b"));
-    for policy in 0..4 {
+    for policy in 0..5 {
         let builder = Channel::from_endpoints(endpoints(&[&a, &b]));
         let builder = match policy {
             0 => builder,
             1 => builder.policy(RoundRobin::default()),
             2 => builder.policy(equipoise::policy::Random),
+            3 => builder.policy(equipoise::policy::RingHash::default()),
             _ => builder.policy(equipoise::policy::LeastRequest::default()),
         };
         let channel = builder.connect().await.unwrap();

@@ -34,12 +34,6 @@ pub(super) struct Verdict {
 
 /// What `error` means for a call on `link`; `None` where the chain holds nothing that is known.
 pub(super) fn verdict(error: &(dyn Error + 'static), phase: Phase, link: &Link) -> Option<Verdict> {
-    let made = |failure: Failure, phase, gone| Verdict {
-        status: failure.status(phase, text(error, link)),
-        reached: failure.verdict(phase).reached,
-        gone,
-    };
-    let unwritten = Phase::Waiting { written: false };
     if let Some(error) = find::<h2::Error>(error) {
         let (status, reached) = judge(error, phase, link);
         return Some(Verdict {
@@ -48,21 +42,27 @@ pub(super) fn verdict(error: &(dyn Error + 'static), phase: Phase, link: &Link) 
             gone: error.is_io() || error.is_go_away(),
         });
     }
-    // hyper had not taken it off its queue, or tonic found the connection gone.
-    let queued = find::<hyper::Error>(error).is_some_and(hyper::Error::is_canceled);
-    if queued || find::<Spent>(error).is_some() {
-        return Some(made(Failure::Lost, unwritten, true));
-    }
-    // hyper turns the socket's errors back into what they were.
-    if find::<io::Error>(error).is_some() {
-        return Some(made(Failure::Lost, phase, true));
-    }
-    if find::<tonic::TimeoutExpired>(error).is_some() {
-        return Some(made(Failure::Deadline, phase, false));
-    }
-    // Its keepalive found the server silent, or the task of the connection is no more.
-    let written = Phase::Waiting { written: true };
-    find::<hyper::Error>(error).map(|_| made(Failure::Lost, written, false))
+    let hyper = find::<hyper::Error>(error);
+    let queued = hyper.is_some_and(hyper::Error::is_canceled) || find::<Spent>(error).is_some();
+    let (failure, phase, gone) = if queued {
+        // hyper had not taken it off its queue, or tonic found the connection gone.
+        (Failure::Lost, Phase::Opening, true)
+    } else if find::<io::Error>(error).is_some() {
+        // hyper turns the socket's errors back into what they were.
+        (Failure::Lost, phase, true)
+    } else if find::<tonic::TimeoutExpired>(error).is_some() {
+        (Failure::Deadline, phase, false)
+    } else {
+        // Its keepalive found the server silent, or the task of the connection is no more. What was written
+        // before that is not known to have been nothing.
+        hyper?;
+        (Failure::Lost, Phase::Answering, false)
+    };
+    Some(Verdict {
+        status: failure.status(phase, text(error, link)),
+        reached: failure.verdict(phase).reached,
+        gone,
+    })
 }
 
 /// The same for an error of a call without a response, which must mean something.
@@ -105,4 +105,19 @@ fn sources<'a>(
     error: &'a (dyn Error + 'static),
 ) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     std::iter::successors(Some(error), |&error| error.source())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::link::tests::link;
+    use super::*;
+
+    #[test]
+    fn an_error_that_wraps_nothing_known_is_unknown_and_stays_where_it_was() {
+        let link = link();
+        let judged = judged(&fmt::Error, Phase::Waiting { written: false }, &link);
+        assert_eq!(judged.status.code(), tonic::Code::Unknown);
+        assert_eq!((judged.reached, judged.gone), (Reached::Maybe, false));
+        assert!(judged.status.source().is_none());
+    }
 }

@@ -37,8 +37,8 @@ type Configure = dyn Fn(TonicEndpoint) -> Result<TonicEndpoint, BoxError> + Send
 /// Dials as `tonic::transport::Endpoint` is set up, with a `tonic::transport::Channel` for each connection.
 ///
 /// For those who have such a set-up (TLS, windows, keepalive, a rate limit) and want it balanced. Who begins anew is
-/// better served by [`Http2Connector`](super::Http2Connector): it costs about half of the processor time per
-/// call and sees more.
+/// better served by [`Http2Connector`](super::Http2Connector): it costs less processor time per call and sees
+/// more.
 ///
 /// # Coming from `balance_list`
 ///

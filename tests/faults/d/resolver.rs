@@ -96,10 +96,14 @@ fn d1_control_an_error_ends_towers_balancer() {
             }
             ControlFlow::Continue(())
         });
-        let verdict = fleet.ledger.audit(&calls.await);
+        let calls = calls.await;
+        let verdict = fleet.ledger.audit(&calls);
         println!("{verdict}");
         verdict.assert_true();
-        assert!((490..=500).contains(&verdict.failed), "{verdict}");
+        assert!(verdict.ok > 0, "{verdict}");
+        // The buffer may hold calls from before and one that was placed already.
+        let failed = |call: &Call| code(call) != Some(Code::Ok);
+        assert!(calls[510..].iter().all(failed), "{verdict}");
     });
 }
 
