@@ -1,7 +1,10 @@
 //! B15: response headers without end.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use bytes::Bytes;
-use equipoise::{Avoid, Override};
+use equipoise::Override;
 use tonic::service::interceptor::InterceptedService;
 use tonic::{Code, Request, Status};
 
@@ -111,12 +114,16 @@ fn b15_header_floods() {
             let mut grown = usize::MAX;
             for round in 0..3 {
                 until("it is ready", || crate::is_ready(&channel)).await;
-                let away = bad.address();
-                let beside =
-                    InterceptedService::new(channel.clone(), move |mut request: Request<()>| {
-                        request.extensions_mut().insert(Avoid(vec![away.into()]));
-                        Ok::<_, Status>(request)
-                    });
+                // Pinned in turn: an endpoint that is ready may join the picker some milliseconds later.
+                let (turn, others) = (AtomicUsize::new(0), [addresses[1], addresses[2]]);
+                let pin = move |mut request: Request<()>| {
+                    // A counter on its own: nothing else is read in its order.
+                    let other = others[turn.fetch_add(1, Ordering::Relaxed) % 2];
+                    request.extensions_mut().insert(Override::strict(other));
+                    Ok::<_, Status>(request)
+                };
+                let pin = Arc::new(pin);
+                let beside = InterceptedService::new(channel.clone(), move |r| pin(r));
                 let load = Load::of(100);
                 let there = || {
                     let mut request = Request::new(HelloRequest::default());
