@@ -404,7 +404,9 @@ impl Builder<Channel> {
     ///
     /// # Errors
     ///
-    /// As [`build`](Self::build), and when every endpoint has failed once: the error says why.
+    /// As [`build`](Self::build), and when every endpoint has failed once: the error says why. Under
+    /// [`RingHash`](crate::policy::RingHash) alone they are tried one after the other until one is ready, each for
+    /// [`connect_timeout`](Self::connect_timeout) at the most.
     pub async fn connect(self) -> Result<Channel, Error> {
         self.build()?.ready().await
     }
