@@ -134,8 +134,9 @@ impl Failure {
             (Some(reason), _) if error.is_reset() && error.is_library() => Self::Rejected(reason),
             (Some(_), _) if error.is_reset() => Self::GivenUp,
             // h2 has one word for all misuse. A head it would not take is the caller's; without ids it takes none.
-            (None, Phase::Opening) if link.is_out_of_ids() => Self::IdsUsedUp,
-            (None, Phase::Opening) => Self::BadHead,
+            (None, Phase::Answering) => Self::Unknown,
+            (None, _) if link.is_out_of_ids() => Self::IdsUsedUp,
+            (None, _) => Self::BadHead,
             _ => Self::Unknown,
         }
     }
@@ -263,6 +264,7 @@ impl StdError for CallersOwn {
 mod tests {
     use std::collections::BTreeSet;
 
+    use super::super::link::tests::link;
     use super::*;
 
     const OPENING: Phase = Phase::Opening;
@@ -437,14 +439,6 @@ mod tests {
                 assert_eq!(again, unprocessed || nowhere, "{failure:?} {phase:?}");
             }
         }
-    }
-
-    fn link() -> Link {
-        let runtime = tokio::runtime::Builder::new_current_thread().build();
-        let handle = runtime.unwrap().handle().clone();
-        let (address, authority) = ("127.0.0.1:1".parse().unwrap(), "a".parse().unwrap());
-        let agent = http::HeaderValue::from_static("agent");
-        Link::new(address, http::uri::Scheme::HTTP, authority, agent, handle)
     }
 
     // What only a live connection can produce (resets, GOAWAY, lost sockets) is in tests/transport.

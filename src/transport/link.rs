@@ -186,10 +186,10 @@ impl Control for Link {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn link() -> Link {
+    pub(in crate::transport) fn link() -> Link {
         let runtime = tokio::runtime::Builder::new_current_thread().build();
         let handle = runtime.unwrap().handle().clone();
         let address = "127.0.0.1:1".parse().unwrap();

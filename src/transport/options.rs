@@ -112,6 +112,9 @@ impl Http2Options {
     /// `interval`, and gives the connection up when nothing comes within `timeout`. At most two pings go
     /// out until a response makes progress or a new call opens: servers take more for abuse.
     ///
+    /// A server that ends a connection with GOAWAY too_many_pings is asked half as often on the connector's next
+    /// connections to that address, and so on up to every two hours (as A8 asks); a warning is logged.
+    ///
     /// Default 10 s and 20 s (gRPC's A8 and A18). Neither may be zero. An interval under 10 s makes
     /// pings out of the pauses of healthy calls; a long one finds dead servers late.
     pub fn with_keepalive(mut self, interval: Duration, timeout: Duration) -> Result<Self, Error> {

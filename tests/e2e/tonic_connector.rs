@@ -707,3 +707,28 @@ fn a_tonic_connection_can_be_named() {
     let text = format!("{:?}", plain());
     assert!(text.starts_with("TonicConnector"), "{text}");
 }
+
+/// What the caller cannot send is the caller's doing here, too.
+#[tokio::test]
+async fn an_upload_that_fails_after_the_response_began_is_the_callers_own() {
+    let a = server("a");
+    let channel = ready(over(&[a.address]), plain()).await;
+    let mut client = GreeterClient::new(channel.clone()).max_encoding_message_size(1_000);
+    let (say, said) = tokio::sync::mpsc::channel::<HelloRequest>(1);
+    say.send(hello()).await.unwrap();
+    let requests = tokio_stream::wrappers::ReceiverStream::new(said);
+    let mut replies = client.chat(requests).await.unwrap().into_inner();
+    replies.message().await.unwrap().expect("it is answered");
+    let too_large = HelloRequest {
+        payload: vec![0; 2_000],
+        ..HelloRequest::default()
+    };
+    say.send(too_large).await.unwrap();
+    let status = replies.message().await.unwrap_err();
+    assert_eq!(status.code(), tonic::Code::OutOfRange, "{status:?}");
+    assert!(status.metadata().is_empty(), "{status:?}");
+    quiet(&channel).await;
+    let endpoint = &channel.endpoints()[0];
+    assert_eq!(endpoint.outcomes, [], "{endpoint:?}");
+    assert_eq!(endpoint.cancelled, 1, "{endpoint:?}");
+}

@@ -70,9 +70,9 @@ pub(super) fn judged(error: &(dyn Error + 'static), phase: Phase, link: &Link) -
     verdict(error, phase, link).unwrap_or_else(|| Verdict {
         status: match find::<Status>(error) {
             Some(status) => status.clone(),
-            None => Status::unavailable(text(error, link)),
+            None => Failure::Unknown.status(Phase::Answering, text(error, link)),
         },
-        reached: Reached::Maybe,
+        reached: Failure::Unknown.verdict(Phase::Answering).reached,
         gone: false,
     })
 }
@@ -105,4 +105,19 @@ fn sources<'a>(
     error: &'a (dyn Error + 'static),
 ) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     std::iter::successors(Some(error), |&error| error.source())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::link::tests::link;
+    use super::*;
+
+    #[test]
+    fn an_error_that_wraps_nothing_known_is_unknown_and_stays_where_it_was() {
+        let link = link();
+        let judged = judged(&fmt::Error, Phase::Waiting { written: false }, &link);
+        assert_eq!(judged.status.code(), tonic::Code::Unknown);
+        assert_eq!((judged.reached, judged.gone), (Reached::Maybe, false));
+        assert!(judged.status.source().is_none());
+    }
 }

@@ -6,10 +6,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use equipoise::{Channel, Connectivity};
+use equipoise::transport::TonicConnector;
+use equipoise::{BalanceLayer, Channel, Connectivity, Endpoint};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tonic::{Code, Request, Status};
+use tower_layer::Layer;
 
 use crate::frames::{END_STREAM, FrameServer, Script, Step, kind, stream};
 use crate::rig::clean::{Footprint, alone};
@@ -199,6 +201,29 @@ fn b16_answers_that_are_not_grpc() {
         );
         drop(server);
         clean(channel, &before).await;
+    });
+}
+
+/// And on tonic's own channels, balanced by us: the same codes and the same words.
+#[test]
+fn b16_answers_that_are_not_grpc_over_tonics_channels() {
+    alone(async {
+        let server = web().await;
+        let connector = TonicConnector::new(|endpoint| endpoint);
+        let layer = BalanceLayer::from_endpoints([Endpoint::from(server.address())]);
+        let channel = layer.build().expect("in range").layer(connector);
+        for (nth, (_, code, message)) in rows().iter().enumerate() {
+            let told = one(channel.clone()).await;
+            assert_eq!(told.code(), *code, "{nth}: {told}");
+            if *code != Code::Internal {
+                assert_eq!(told.message(), *message, "{nth}");
+            }
+        }
+        until("nothing is in flight", || {
+            channel.endpoints()[0].in_flight == 0
+        })
+        .await;
+        assert_eq!(channel.endpoints()[0].outcome(Code::Unavailable), 6);
     });
 }
 
