@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::dial::{Dialler, Socket, TcpOptions, dial};
 use super::driver::NO_SETTINGS;
+use super::meter::Counted;
 use super::stream::Stream;
 #[cfg(feature = "tls")]
 use super::tls::{self, Credentials, Tls};
@@ -347,7 +348,7 @@ impl Http2Options {
     )]
     pub(super) async fn secure(
         &self,
-        socket: Socket,
+        socket: Counted<Socket>,
         address: &Address,
     ) -> Result<Stream, ConnectError> {
         #[cfg(feature = "tls")]

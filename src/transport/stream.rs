@@ -9,20 +9,21 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::dial::Socket;
+use super::meter::Counted;
 #[cfg(feature = "tls")]
 use super::rustls;
 
 /// The bytes of one connection, in plain text or secured.
 #[derive(Debug)]
 pub(super) enum Stream {
-    Plain(Socket),
+    Plain(Counted<Socket>),
     // Boxed: the state of a TLS session is many times a socket's, and moves with it.
     #[cfg(feature = "tls")]
     Tls(Box<Session>),
 }
 
 #[cfg(feature = "tls")]
-type Session = tokio_rustls::client::TlsStream<Socket>;
+type Session = tokio_rustls::client::TlsStream<Counted<Socket>>;
 
 /// Polls what is inside for writing, whichever it is.
 macro_rules! written {

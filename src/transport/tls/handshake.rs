@@ -15,14 +15,15 @@ use super::credentials::H2;
 use crate::endpoint::Address;
 use crate::error::ConnectError;
 use crate::transport::dial::Socket;
+use crate::transport::meter::Counted;
 
 /// Secures `socket`: `address` must show a certificate for `name` and choose HTTP/2.
 pub(in crate::transport) async fn handshake(
     credentials: &Arc<Credentials>,
     name: ServerName<'static>,
     address: &Address,
-    socket: Socket,
-) -> Result<Box<TlsStream<Socket>>, ConnectError> {
+    socket: Counted<Socket>,
+) -> Result<Box<TlsStream<Counted<Socket>>>, ConnectError> {
     let phase = format!("{address}: TLS handshake for {:?}", name.to_str());
     let config = credentials.current().await;
     let connecting = TlsConnector::from(config).connect(name, socket);
