@@ -115,6 +115,14 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Counted<T> {
     }
 }
 
+/// The same error once more: its number, or its kind and text, are all there is to keep.
+pub(super) fn copy(error: &io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(number) => io::Error::from_raw_os_error(number),
+        None => io::Error::new(error.kind(), error.to_string()),
+    }
+}
+
 /// What HTTP/2 is spoken on, watched for its end.
 pub(super) struct Watched<T> {
     io: T,
@@ -146,12 +154,8 @@ impl<T> Watched<T> {
     fn failed(&self, doing: &str, error: &io::Error) {
         self.link.lose(|| {
             let message = format!("{}: {doing}", self.link.address);
-            // The error itself goes to h2; its number or its kind and text are all there is to keep.
-            let copy = match error.raw_os_error() {
-                Some(number) => io::Error::from_raw_os_error(number),
-                None => io::Error::new(error.kind(), error.to_string()),
-            };
-            ConnectError::with_source(message, copy)
+            // The error itself goes to h2.
+            ConnectError::with_source(message, copy(error))
         });
     }
 }

@@ -356,7 +356,7 @@ impl Http2Options {
             let name = self.server_name();
             let name = name.map_err(|e| ConnectError::new(format!("{address}: {e}")))?;
             let session = tls::handshake(credentials, name, address, socket).await?;
-            return Ok(Stream::Tls(session));
+            return Ok(Stream::Tls(Box::new(tls::Secured::new(session))));
         }
         #[cfg(not(feature = "tls"))]
         let _ = address;

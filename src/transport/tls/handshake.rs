@@ -23,7 +23,7 @@ pub(in crate::transport) async fn handshake(
     name: ServerName<'static>,
     address: &Address,
     socket: Counted<Socket>,
-) -> Result<Box<TlsStream<Counted<Socket>>>, ConnectError> {
+) -> Result<TlsStream<Counted<Socket>>, ConnectError> {
     let phase = format!("{address}: TLS handshake for {:?}", name.to_str());
     let config = credentials.current().await;
     let connecting = TlsConnector::from(config).connect(name, socket);
@@ -38,7 +38,7 @@ pub(in crate::transport) async fn handshake(
     };
     let chosen = session.get_ref().1.alpn_protocol();
     if chosen == Some(H2) {
-        return Ok(Box::new(session));
+        return Ok(session);
     }
     let chosen = chosen.map(String::from_utf8_lossy);
     let chose = match &chosen {
@@ -51,7 +51,7 @@ pub(in crate::transport) async fn handshake(
 }
 
 /// The same words for an error that came after the handshake.
-pub(in crate::transport) fn explain(error: io::Error) -> io::Error {
+pub(super) fn explain(error: io::Error) -> io::Error {
     let kind = error.kind();
     if kind == io::ErrorKind::UnexpectedEof {
         return io::Error::new(

@@ -2,6 +2,7 @@
 
 mod credentials;
 mod handshake;
+mod secured;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -13,7 +14,9 @@ pub(super) use tokio_rustls::rustls::pki_types::ServerName;
 use crate::error::Error;
 
 pub(super) use credentials::Credentials;
-pub(super) use handshake::{explain, handshake};
+use handshake::explain;
+pub(super) use handshake::handshake;
+pub(super) use secured::Secured;
 
 /// How connections are secured: whose certificates are trusted, and which one we show.
 ///
