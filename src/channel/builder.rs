@@ -53,6 +53,8 @@ pub struct Builder<K> {
     settings: Settings,
     // How connections are made, or what was wrong with what was asked for: told by `build`.
     http2: Result<Http2Options, Error>,
+    // The first shortcut that changed them: whole options that come later would undo it.
+    shortcut: Option<&'static str>,
     kind: PhantomData<fn() -> K>,
 }
 
@@ -104,6 +106,7 @@ impl<K> Builder<K> {
             wanted: Wanted::default(),
             settings: Settings::default(),
             http2: Ok(Http2Options::default()),
+            shortcut: None,
             kind: PhantomData,
         }
     }
@@ -285,8 +288,9 @@ impl<K> Builder<K> {
 }
 
 impl Builder<Channel> {
-    /// How connections are made: everything that [`Http2Options`] knows. It replaces what was set before; the
-    /// shortcuts below change single options of it.
+    /// How connections are made: everything that [`Http2Options`] knows. The shortcuts below change single
+    /// options of it, and so come later: after one of them, `build` refuses whole options, which would undo
+    /// it (of TLS nothing but plaintext would be left).
     ///
     /// ```
     /// use equipoise::Channel;
@@ -297,20 +301,34 @@ impl Builder<Channel> {
     ///     .http2(options)
     ///     .authority("greeter.prod.svc")
     ///     .build()?;
+    ///
+    /// let error = Channel::builder("static:127.0.0.1:50051")?
+    ///     .authority("greeter.prod.svc")
+    ///     .http2(Http2Options::default())
+    ///     .build()
+    ///     .unwrap_err();
+    /// assert!(error.to_string().starts_with("http2 would undo authority"));
     /// # Ok::<(), equipoise::Error>(())
     /// ```
     pub fn http2(mut self, options: Http2Options) -> Self {
         // What went wrong before is not forgiven: it would depend on the order of the calls.
-        self.http2 = self.http2.map(|_| options);
+        self.http2 = self.http2.and_then(|_| match self.shortcut {
+            None => Ok(options),
+            Some(name) => Err(Error::config(format!(
+                "http2 would undo {name}: call http2 before {name}, or use Http2Options::with_{name}"
+            ))),
+        });
         self
     }
 
-    /// Changes the options, unless something was wrong before.
+    /// Changes the options by the shortcut `name`, unless something was wrong before.
     fn with_http2(
         mut self,
+        name: &'static str,
         change: impl FnOnce(Http2Options) -> Result<Http2Options, Error>,
     ) -> Self {
         self.http2 = self.http2.and_then(change);
+        self.shortcut.get_or_insert(name);
         self
     }
 
@@ -318,20 +336,20 @@ impl Builder<Channel> {
     /// target has them; where it names no host, the address of the endpoint that takes the call, `localhost`
     /// on a Unix socket.
     pub fn authority(self, authority: impl AsRef<str>) -> Self {
-        self.with_http2(|options| options.with_authority(authority.as_ref()))
+        self.with_http2("authority", |options| options.with_authority(authority.as_ref()))
     }
 
     /// When to ask a silent server whether it is still there: after `interval` without a byte while a call is
     /// open, giving it `timeout` to answer. Default 10 s and 20 s; see
     /// [`Http2Options::with_keepalive`].
     pub fn keepalive(self, interval: Duration, timeout: Duration) -> Self {
-        self.with_http2(|options| options.with_keepalive(interval, timeout))
+        self.with_http2("keepalive", |options| options.with_keepalive(interval, timeout))
     }
 
     /// What servers see before our own name in `user-agent`, such as `shop/2.1`. Default: nothing; see
     /// [`Http2Options::with_user_agent`].
     pub fn user_agent(self, prefix: impl AsRef<str>) -> Self {
-        self.with_http2(|options| options.with_user_agent(prefix.as_ref()))
+        self.with_http2("user_agent", |options| options.with_user_agent(prefix.as_ref()))
     }
 
     /// Secures every connection. Default: plaintext, or `Tls::new()` for an `https://` target.
@@ -352,7 +370,7 @@ impl Builder<Channel> {
     /// ```
     #[cfg(feature = "tls")]
     pub fn tls(self, tls: Tls) -> Self {
-        self.with_http2(|options| options.with_tls(tls))
+        self.with_http2("tls", |options| options.with_tls(tls))
     }
 
     /// Makes the channel. Connecting begins at once inside a tokio runtime, else with the first call.

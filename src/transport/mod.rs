@@ -148,7 +148,7 @@ pub enum Condition {
     Closed(ConnectError),
 }
 
-/// Bytes of one connection.
+/// Bytes of one connection, as its socket had them: with TLS those of its handshakes and records too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
     /// Bytes written.

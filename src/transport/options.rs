@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::dial::{Dialler, Socket, TcpOptions, dial};
 use super::driver::NO_SETTINGS;
+use super::meter::Counted;
 use super::stream::Stream;
 #[cfg(feature = "tls")]
 use super::tls::{self, Credentials, Tls};
@@ -350,7 +351,7 @@ impl Http2Options {
     )]
     pub(super) async fn secure(
         &self,
-        socket: Socket,
+        socket: Counted<Socket>,
         address: &Address,
     ) -> Result<Stream, ConnectError> {
         #[cfg(feature = "tls")]
@@ -358,7 +359,7 @@ impl Http2Options {
             let name = self.server_name();
             let name = name.map_err(|e| ConnectError::new(format!("{address}: {e}")))?;
             let session = tls::handshake(credentials, name, address, socket).await?;
-            return Ok(Stream::Tls(session));
+            return Ok(Stream::Tls(Box::new(tls::Secured::new(session))));
         }
         #[cfg(not(feature = "tls"))]
         let _ = address;

@@ -97,6 +97,37 @@ impl Drop for Files {
     }
 }
 
+#[test]
+fn what_is_logged_of_options_names_the_files_and_holds_no_key() {
+    let files = Files::new("debug");
+    let ca = Ca::new("ca");
+    let pair = ca.issue(&["client.test"]);
+    files.write_pair(&pair);
+    let given = Tls::new()
+        .with_roots_pem(ca.pem.clone())
+        .with_identity_pem(pair.cert.clone(), pair.key.clone());
+    let named = Tls::new()
+        .with_roots_file(files.write("ca.pem", &ca.pem))
+        .with_identity_files(files.at("cert.pem"), files.at("key.pem"));
+    // As text, and as bytes are printed: a part is enough to give a key away.
+    let text = pair.key.lines().nth(1).expect("a line of base64");
+    let bytes = format!("{:?}", pair.key.as_bytes());
+    let bytes = &bytes[1..200];
+    for (tls, path) in [(given, None), (named, Some(files.at("key.pem")))] {
+        let options = Http2Options::default().with_authority(NAME).unwrap();
+        let options = options.with_tls(tls).unwrap();
+        let builder = Channel::builder("static:127.0.0.1:1").unwrap();
+        let builder = builder.http2(options.clone());
+        let logged = format!("{builder:?} {options:?} {:?}", Http2Connector::new(options));
+        assert!(
+            !logged.contains(text) && !logged.contains(bytes),
+            "{logged}"
+        );
+        let path = path.map(|path| path.display().to_string());
+        assert!(logged.contains(path.as_deref().unwrap_or("bytes")), "{logged}");
+    }
+}
+
 #[tokio::test]
 async fn all_kinds_of_call_go_over_tls() {
     let ca = Ca::new("ca");

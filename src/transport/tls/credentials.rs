@@ -1,6 +1,8 @@
 //! From PEM to a configuration, and again when the files have changed.
 
 use std::borrow::Cow;
+use std::fmt;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -21,17 +23,17 @@ pub(super) const H2: &[u8] = b"h2";
 
 /// The configuration in force, made of what the user named. One for each channel: its connections share
 /// the sessions that can be resumed.
-#[derive(Debug)]
 pub(in crate::transport) struct Credentials {
     source: Tls,
+    digests: RandomState,
     state: Mutex<State>,
 }
 
-#[derive(Debug)]
 struct State {
     config: Arc<ClientConfig>,
-    /// What was found at the last look, good or not: only a change is worth another try.
-    seen: Contents,
+    /// A digest of what was found at the last look, good or not: only a change is worth another try. Keyed at
+    /// random, and not the text itself: that may be a private key.
+    seen: u64,
     looked: Instant,
 }
 
@@ -48,13 +50,15 @@ impl Credentials {
         let contents = contents(&source);
         let config =
             configuration(&source, &contents).map_err(|e| Error::config(format!("TLS: {e}")))?;
+        let digests = RandomState::new();
         let state = State {
             config,
-            seen: contents,
+            seen: digests.hash_one(&contents),
             looked: Instant::now(),
         };
         Ok(Arc::new(Self {
             source,
+            digests,
             state: Mutex::new(state),
         }))
     }
@@ -87,12 +91,13 @@ impl Credentials {
 
     fn look_again(&self) {
         let contents = contents(&self.source);
-        if self.state().seen == contents {
+        let seen = self.digests.hash_one(&contents);
+        if self.state().seen == seen {
             return;
         }
         let made = configuration(&self.source, &contents);
         let mut state = self.state();
-        state.seen = contents;
+        state.seen = seen;
         match made {
             Ok(config) => {
                 state.config = config;
@@ -107,6 +112,15 @@ impl Credentials {
     fn state(&self) -> MutexGuard<'_, State> {
         // Nothing that can panic runs under the lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// Where things are from, and nothing of what is in them: options and connectors are logged.
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials")
+            .field("source", &self.source)
+            .finish_non_exhaustive()
     }
 }
 

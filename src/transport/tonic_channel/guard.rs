@@ -16,7 +16,7 @@ use tower_service::Service;
 use super::super::Condition;
 use super::super::dial::Socket;
 use super::super::link::{Link, Order};
-use super::super::meter::Metered;
+use super::super::meter::{Counted, Watched};
 use super::errors::Spent;
 use super::peek::{News, Peek};
 
@@ -26,7 +26,7 @@ const UNSEEN_LIMIT: u32 = 100;
 /// A socket that tells what becomes of it: counts bytes, notes why it ended, sees what the server says of the
 /// connection, and fails when its owner has told the connection to end.
 pub(super) struct Guarded {
-    io: Metered<Socket>,
+    io: Watched<Counted<Socket>>,
     link: Arc<Link>,
     peek: Peek,
     /// The most calls at a time that the user wants.
@@ -43,10 +43,11 @@ impl Guarded {
         cap: Option<u32>,
     ) -> (Self, oneshot::Receiver<()>) {
         let (heard, hearing) = oneshot::channel();
+        let socket = Counted::new(socket, link.clone());
         let guarded = Self {
             io: match link.scheme == Scheme::HTTPS {
-                true => Metered::opaque(socket, link.clone()),
-                false => Metered::new(socket, link.clone()),
+                true => Watched::opaque(socket, link.clone()),
+                false => Watched::new(socket, link.clone()),
             },
             link,
             peek: Peek::default(),
