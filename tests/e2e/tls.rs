@@ -125,7 +125,8 @@ fn what_is_logged_of_options_names_the_files_and_holds_no_key() {
         let options = options.with_tls(tls).unwrap();
         let builder = Channel::builder("static:127.0.0.1:1").unwrap();
         let builder = builder.http2(options.clone());
-        let logged = format!("{builder:?} {options:?} {:?}", Http2Connector::new(options));
+        let connector = Http2Connector::new(options.clone());
+        let logged = format!("{builder:?} {options:?} {connector:?}");
         assert!(
             !logged.contains(text) && !logged.contains(bytes),
             "{logged}"
