@@ -336,20 +336,26 @@ impl Builder<Channel> {
     /// target has them; where it names no host, the address of the endpoint that takes the call, `localhost`
     /// on a Unix socket.
     pub fn authority(self, authority: impl AsRef<str>) -> Self {
-        self.with_http2("authority", |options| options.with_authority(authority.as_ref()))
+        self.with_http2("authority", |options| {
+            options.with_authority(authority.as_ref())
+        })
     }
 
     /// When to ask a silent server whether it is still there: after `interval` without a byte while a call is
     /// open, giving it `timeout` to answer. Default 10 s and 20 s; see
     /// [`Http2Options::with_keepalive`].
     pub fn keepalive(self, interval: Duration, timeout: Duration) -> Self {
-        self.with_http2("keepalive", |options| options.with_keepalive(interval, timeout))
+        self.with_http2("keepalive", |options| {
+            options.with_keepalive(interval, timeout)
+        })
     }
 
     /// What servers see before our own name in `user-agent`, such as `shop/2.1`. Default: nothing; see
     /// [`Http2Options::with_user_agent`].
     pub fn user_agent(self, prefix: impl AsRef<str>) -> Self {
-        self.with_http2("user_agent", |options| options.with_user_agent(prefix.as_ref()))
+        self.with_http2("user_agent", |options| {
+            options.with_user_agent(prefix.as_ref())
+        })
     }
 
     /// Secures every connection. Default: plaintext, or `Tls::new()` for an `https://` target.

@@ -164,3 +164,184 @@ impl AsyncWrite for Secured {
         Pin::new(&mut self.get_mut().session).poll_shutdown(cx)
     }
 }
+
+#[cfg(all(test, any(feature = "tls-ring", feature = "tls-aws-lc")))]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use http::HeaderValue;
+    use http::uri::Scheme;
+    use rcgen::CertifiedKey;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+    use tokio_rustls::rustls::pki_types::PrivateKeyDer;
+    use tokio_rustls::rustls::{AlertDescription, ServerConfig, ServerConnection};
+    use tokio_rustls::{TlsAcceptor, server};
+
+    use super::super::{Credentials, Tls, handshake, server_name};
+    use super::*;
+    use crate::endpoint::{Address, Endpoint};
+    use crate::transport::dial::Dialler;
+    use crate::transport::link::Link;
+
+    /// A pipe whose writes fail once it is told so, while what was sent to it can be read.
+    struct Shut {
+        pipe: DuplexStream,
+        shut: Arc<AtomicBool>,
+        kind: ErrorKind,
+    }
+
+    impl AsyncRead for Shut {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            buf: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.get_mut().pipe).poll_read(cx, buf)
+        }
+    }
+
+    impl AsyncWrite for Shut {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            buf: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            let this = self.get_mut();
+            match this.shut.load(Ordering::Relaxed) {
+                true => Poll::Ready(Err(this.kind.into())),
+                false => Pin::new(&mut this.pipe).poll_write(cx, buf),
+            }
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.get_mut().pipe).poll_flush(cx)
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.get_mut().pipe).poll_shutdown(cx)
+        }
+    }
+
+    /// Our side of a session, the server's, and what makes our writes fail from then on.
+    async fn pair(kind: ErrorKind) -> (Secured, server::TlsStream<DuplexStream>, Arc<AtomicBool>) {
+        let CertifiedKey { cert, signing_key } =
+            rcgen::generate_simple_self_signed(["a.test".to_owned()]).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![cert.der().clone()],
+                PrivateKeyDer::try_from(signing_key.serialize_der()).unwrap(),
+            )
+            .unwrap();
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let tls = Tls::new().with_roots_pem(cert.pem());
+        let credentials = Credentials::load(tls).unwrap();
+
+        let (pipe, theirs) = tokio::io::duplex(256 << 10);
+        let shut = Arc::new(AtomicBool::new(false));
+        let ours = Shut {
+            pipe,
+            shut: shut.clone(),
+            kind,
+        };
+        let ours = std::sync::Mutex::new(Some(ours));
+        let dialler = Dialler::new(move |_: &Endpoint, _: &Address| {
+            let ours = ours.lock().unwrap().take();
+            async { ours.ok_or_else(|| io::Error::other("dialled twice")) }
+        });
+        let address: Address = "127.0.0.1:1".parse().unwrap();
+        let endpoint = Endpoint::new(address.clone());
+        let socket = dialler.dial(&endpoint, &address).await.unwrap();
+        let agent = HeaderValue::from_static("a");
+        let runtime = tokio::runtime::Handle::current();
+        let authority = "a.test".parse().unwrap();
+        let link = Link::new(address.clone(), Scheme::HTTPS, authority, agent, runtime);
+        let socket = Counted::new(socket, Arc::new(link));
+        let accepting = TlsAcceptor::from(Arc::new(config)).accept(theirs);
+        let name = server_name("a.test").unwrap();
+        let dialling = handshake(&credentials, name, &address, socket);
+        let (session, theirs) = tokio::join!(dialling, accepting);
+        (Secured::new(session.unwrap()), theirs.unwrap(), shut)
+    }
+
+    /// What reading gives: never a byte.
+    async fn read(ours: &mut Secured) -> io::Error {
+        let mut buf = [0; 100];
+        match ours.read(&mut buf).await {
+            Err(error) => error,
+            Ok(bytes) => panic!("{bytes} bytes of the middle of the stream"),
+        }
+    }
+
+    /// Sends an alert, as a server does that refuses the client: what rustls makes of a record that is none.
+    async fn refuse(theirs: server::TlsStream<DuplexStream>) -> DuplexStream {
+        let (mut pipe, mut session): (_, ServerConnection) = theirs.into_inner();
+        let nonsense = [
+            23, 3, 3, 0, 20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+        ];
+        session.read_tls(&mut &nonsense[..]).unwrap();
+        session.process_new_packets().unwrap_err();
+        let mut alert = Vec::new();
+        session.write_tls(&mut alert).unwrap();
+        pipe.write_all(&alert).await.unwrap();
+        pipe
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_a_failed_write_reading_gives_the_servers_reason_and_no_data() {
+        let (mut ours, mut theirs, shut) = pair(ErrorKind::BrokenPipe).await;
+        theirs.write_all(&[7; 40_000]).await.unwrap();
+        theirs.flush().await.unwrap();
+        shut.store(true, Ordering::Relaxed);
+        // Both halves are asked while the reason is still to come, as by h2.
+        let noop = &mut Context::from_waker(std::task::Waker::noop());
+        assert!(Pin::new(&mut ours).poll_write(noop, b"more").is_pending());
+        theirs.write_all(&[7; 1_000]).await.unwrap();
+        theirs.flush().await.unwrap();
+        let mut buf = [0; 100];
+        let mut buf = ReadBuf::new(&mut buf);
+        assert!(Pin::new(&mut ours).poll_read(noop, &mut buf).is_pending());
+        assert!(buf.filled().is_empty());
+        let _pipe = refuse(theirs).await;
+        for _ in 0..2 {
+            let error = read(&mut ours).await.to_string();
+            let alert = format!("{:?}", AlertDescription::BadRecordMac);
+            assert!(error.contains(&alert), "{error}");
+        }
+        assert!(ours.write_all(b"more").await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_without_a_reason_leaves_the_error_of_the_write() {
+        for kind in [
+            ErrorKind::BrokenPipe,
+            ErrorKind::ConnectionReset,
+            // Not by the server: nothing is waited for.
+            ErrorKind::TimedOut,
+        ] {
+            let (mut ours, mut theirs, shut) = pair(kind).await;
+            theirs.write_all(&[7; 1_000]).await.unwrap();
+            theirs.flush().await.unwrap();
+            shut.store(true, Ordering::Relaxed);
+            let begin = tokio::time::Instant::now();
+            let error = ours.write_all(b"more").await.unwrap_err();
+            assert_eq!(error.kind(), kind);
+            assert!(begin.elapsed() <= PATIENCE + Duration::from_millis(10));
+            assert_eq!(read(&mut ours).await.kind(), kind);
+        }
+        // More than anybody reads for it.
+        let (mut ours, mut theirs, shut) = pair(ErrorKind::BrokenPipe).await;
+        theirs.write_all(&[7; 2 * FAR]).await.unwrap();
+        theirs.flush().await.unwrap();
+        shut.store(true, Ordering::Relaxed);
+        let begin = tokio::time::Instant::now();
+        let error = ours.write_all(b"more").await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::BrokenPipe);
+        assert_eq!(read(&mut ours).await.kind(), ErrorKind::BrokenPipe);
+        assert!(begin.elapsed() < PATIENCE);
+    }
+}
