@@ -54,10 +54,10 @@ type Configure = dyn Fn(TonicEndpoint) -> Result<TonicEndpoint, BoxError> + Send
 /// # Ok::<(), equipoise::Error>(())
 /// ```
 ///
-/// # An existing endpoint
+/// # An existing endpoint, and TLS
 ///
-/// One that is set up already serves as the pattern for all. Its URI gives the scheme, the `:authority` and the
-/// name that TLS verifies; which address is dialled is the balancer's affair.
+/// An endpoint that is set up already serves as the pattern for all, by `TonicConnector::from`. Its URI gives the
+/// scheme, the `:authority` and the name that TLS verifies; which address is dialled is the balancer's affair.
 ///
 /// ```
 /// use equipoise::transport::TonicConnector;
@@ -72,8 +72,9 @@ type Configure = dyn Fn(TonicEndpoint) -> Result<TonicEndpoint, BoxError> + Send
 /// # Ok::<(), tonic::transport::Error>(())
 /// ```
 ///
-/// As in tonic, `tls_config` works only on an endpoint whose URI begins with `https://`: one that
-/// [`new`](Self::new) hands out does not.
+/// **This is the only way to TLS.** tonic ignores `tls_config` on an endpoint whose URI does not begin with
+/// `https://`, and those that [`new`](Self::new) and [`try_new`](Self::try_new) hand out begin with `http://`: with
+/// `try_new(|endpoint| endpoint.tls_config(tls))` every call goes out **in plain text**, and nothing says so.
 ///
 /// # What holds as with `Http2Connector`
 ///
@@ -94,6 +95,9 @@ type Configure = dyn Fn(TonicEndpoint) -> Result<TonicEndpoint, BoxError> + Send
 ///   against it. It is then not sent again.
 /// * A stream that the server resets with CANCEL or NO_ERROR after its response began looks like one that ended
 ///   without a status: hyper hides the difference.
+/// * An upload that waits for the server's window when its call is cancelled goes on waiting: hyper asks for nothing
+///   else then. Its stream stays open and its slot taken until the server opens the window, resets the stream or
+///   the connection ends. `Http2Connector` resets it at once.
 /// * Keepalive pings are hyper's, off unless set, and not limited in number: a short interval earns GOAWAY
 ///   `too_many_pings` from servers that enforce gRPC's rule.
 /// * The request's own authority is replaced by that of the endpoint, and tonic adds its name to the `user-agent`.
@@ -111,12 +115,15 @@ pub struct TonicConnector {
 impl TonicConnector {
     /// Sets up the endpoint made for each address, `http://<address>`, which comes with this crate's values for TCP
     /// keepalive and for what h2 remembers of cancelled calls, and for the rest with tonic's.
+    ///
+    /// Never in TLS: tonic ignores a `tls_config` on an `http://` endpoint and connects in plain text. For TLS
+    /// use [`TonicConnector::from`](#method.from) with an `https://` endpoint.
     pub fn new(configure: impl Fn(TonicEndpoint) -> TonicEndpoint + Send + Sync + 'static) -> Self {
         Self::over(move |endpoint| Ok(configure(endpoint)))
     }
 
     /// The same where setting up can fail: the attempt to connect then fails with that error, and is made again
-    /// after the backoff.
+    /// after the backoff. Not for `tls_config`, which has no effect here either; see [`new`](Self::new).
     ///
     /// ```
     /// use equipoise::transport::TonicConnector;
