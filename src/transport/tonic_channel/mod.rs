@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use futures_util::future::{BoxFuture, FutureExt};
 use http::HeaderValue;
+use http::uri::Authority;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::runtime::Handle;
 use tonic::transport::Endpoint as TonicEndpoint;
@@ -107,14 +108,16 @@ type Configure = dyn Fn(TonicEndpoint) -> Result<TonicEndpoint, BoxError> + Send
 #[derive(Clone)]
 pub struct TonicConnector {
     configure: Arc<Configure>,
+    name: Option<Authority>,
     streams: Option<u32>,
     tcp: TcpOptions,
     dialler: Option<Dialler>,
 }
 
 impl TonicConnector {
-    /// Sets up the endpoint made for each address, `http://<address>`, which comes with this crate's values for TCP
-    /// keepalive and for what h2 remembers of cancelled calls, and for the rest with tonic's.
+    /// Sets up the endpoint made for each address, which comes with this crate's values for TCP keepalive and for
+    /// what h2 remembers of cancelled calls, and for the rest with tonic's. Its URI is `http://<address>`, or
+    /// `http://<name>` where the target of the channel is a name: what calls go under.
     ///
     /// Never in TLS: tonic ignores a `tls_config` on an `http://` endpoint and connects in plain text. For TLS
     /// use [`TonicConnector::from`](#method.from) with an `https://` endpoint.
@@ -142,6 +145,7 @@ impl TonicConnector {
     ) -> Self {
         Self {
             configure: Arc::new(configure),
+            name: None,
             streams: None,
             tcp: TcpOptions::default(),
             dialler: None,
@@ -202,7 +206,11 @@ impl TonicConnector {
         let failed = |error: &BoxError| {
             ConnectError::new(format!("{address}: endpoint: {}", chain(error.as_ref())))
         };
-        let plain = TonicEndpoint::from_shared(format!("http://{}", authority_of(&address)?))
+        let authority = match &self.name {
+            Some(name) => name.clone(),
+            None => authority_of(&address)?,
+        };
+        let plain = TonicEndpoint::from_shared(format!("http://{authority}"))
             .map_err(|error| failed(&error.into()))?;
         let pattern = (self.configure)(preset(plain)).map_err(|error| failed(&error))?;
         let patience = pattern.get_connect_timeout();
@@ -291,6 +299,12 @@ impl From<TonicEndpoint> for TonicConnector {
 
 impl Connector for TonicConnector {
     type Connection = TonicConnection;
+
+    /// Goes into the URI of the endpoints that [`new`](Self::new) hands out; one that exists keeps its own.
+    fn named(mut self, name: &Authority) -> Self {
+        self.name = Some(name.clone());
+        self
+    }
 
     fn connect(
         &self,
