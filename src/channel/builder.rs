@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::uri::{Authority, InvalidUri};
 use tokio::sync::mpsc;
 
 use crate::balancer::{self, Backoff, Balancer};
@@ -277,8 +278,12 @@ impl<K> Builder<K> {
                 .map_err(|error| Error::config(error.to_string()))?,
             None => self.settings.balancer.keep_last_good = Duration::ZERO,
         }
+        let name = self.target.authority().map(str::parse).transpose();
+        let name =
+            name.map_err(|error: InvalidUri| Error::target(&self.target.to_string(), error))?;
         Ok(Plan {
             target: self.target,
+            name,
             resolver: self.resolver,
             policy: self.policy,
             wanted: self.wanted,
@@ -385,10 +390,7 @@ impl Builder<Channel> {
     ///
     /// When a setting is out of its range or no resolver knows the target; the error names value and rule.
     pub fn build(mut self) -> Result<Channel, Error> {
-        let mut options = std::mem::replace(&mut self.http2, Ok(Http2Options::default()))?;
-        if let Some(written) = self.target.authority() {
-            options = options.with_target(written)?;
-        }
+        let options = std::mem::replace(&mut self.http2, Ok(Http2Options::default()))?;
         let options = self.secure(options)?;
         Ok(self.plan()?.channel(Http2Connector::new(options)))
     }
@@ -467,6 +469,8 @@ impl<K> fmt::Debug for Builder<K> {
 /// Settings that were found good: all it takes to make a channel over a connector.
 pub(super) struct Plan {
     target: Target,
+    // What calls go under where the target is a name and the connector has no better one.
+    name: Option<Authority>,
     resolver: Option<Arc<dyn Resolver>>,
     policy: MakePolicy,
     wanted: Wanted,
@@ -479,6 +483,10 @@ impl Plan {
     }
 
     pub(super) fn channel<C: Connector>(&self, connector: C) -> Channel<C> {
+        let connector = match &self.name {
+            Some(name) => connector.named(name),
+            None => connector,
+        };
         let settings = &self.settings;
         let seed = fastrand::u64(..);
         let first = (self.policy)();

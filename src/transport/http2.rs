@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt};
 use h2::client::SendRequest;
+use http::uri::Authority;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
@@ -43,6 +44,11 @@ impl Http2Connector {
 
 impl Connector for Http2Connector {
     type Connection = Http2Connection;
+
+    fn named(mut self, name: &Authority) -> Self {
+        Arc::make_mut(&mut self.options).target = Some(name.clone());
+        self
+    }
 
     fn connect(
         &self,
