@@ -175,8 +175,8 @@ impl Endpoint {
     }
 
     /// What its place on a hash ring follows from. Default: its first address, as in gRPC (A42). A name that
-    /// outlives the address keeps the keys of a server that moves. It may change without making it another
-    /// endpoint.
+    /// outlives the address keeps the keys of a server that moves, and where a server has several addresses, only a
+    /// name is the same whatever order they come in. It may change without making it another endpoint.
     pub fn with_hash_key(mut self, key: impl Into<Arc<str>>) -> Self {
         self.hash_key = Some(key.into());
         self

@@ -21,8 +21,9 @@
 //!   again and again, or a fixed list; or [`Channel::from_endpoints`] and
 //!   [`set_endpoints`](Channel::set_endpoints), by hand; or a [`Resolver`](resolver::Resolver) of your own.
 //! * *Which of them gets the call?* A [`policy`]: [`Adaptive`](policy::Adaptive) unless you say otherwise.
-//! * *For how long?* The call's own `grpc-timeout`, bounded by [`Builder::timeout`]: it covers waiting for
-//!   an endpoint, every attempt, and the response's body.
+//! * *For how long?* The call's own `grpc-timeout`, bounded by that of its method or service
+//!   ([`MethodConfig`]), else by [`Builder::timeout`]: it covers waiting for an endpoint, every attempt, and the
+//!   response's body.
 //! * *And if none is ready?* The call waits while some endpoint is connecting, and fails at once when all
 //!   have failed; with [`WaitForReady`] it waits on.
 //! * *One call, another rule?* Request extensions: [`WaitForReady`], [`Override`], [`Avoid`], [`HashKey`].

@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::uri::{Authority, InvalidUri};
 use tokio::sync::mpsc;
 
 use crate::balancer::{self, Backoff, Balancer};
@@ -53,6 +54,8 @@ pub struct Builder<K> {
     settings: Settings,
     // How connections are made, or what was wrong with what was asked for: told by `build`.
     http2: Result<Http2Options, Error>,
+    // The first shortcut that changed them: whole options that come later would undo it.
+    shortcut: Option<&'static str>,
     kind: PhantomData<fn() -> K>,
 }
 
@@ -104,6 +107,7 @@ impl<K> Builder<K> {
             wanted: Wanted::default(),
             settings: Settings::default(),
             http2: Ok(Http2Options::default()),
+            shortcut: None,
             kind: PhantomData,
         }
     }
@@ -274,8 +278,12 @@ impl<K> Builder<K> {
                 .map_err(|error| Error::config(error.to_string()))?,
             None => self.settings.balancer.keep_last_good = Duration::ZERO,
         }
+        let name = self.target.authority().map(str::parse).transpose();
+        let name =
+            name.map_err(|error: InvalidUri| Error::target(&self.target.to_string(), error))?;
         Ok(Plan {
             target: self.target,
+            name,
             resolver: self.resolver,
             policy: self.policy,
             wanted: self.wanted,
@@ -285,8 +293,9 @@ impl<K> Builder<K> {
 }
 
 impl Builder<Channel> {
-    /// How connections are made: everything that [`Http2Options`] knows. It replaces what was set before; the
-    /// shortcuts below change single options of it.
+    /// How connections are made: everything that [`Http2Options`] knows. The shortcuts below change single
+    /// options of it, and so come later: after one of them, `build` refuses whole options, which would undo
+    /// it (of TLS nothing but plaintext would be left).
     ///
     /// ```
     /// use equipoise::Channel;
@@ -297,20 +306,34 @@ impl Builder<Channel> {
     ///     .http2(options)
     ///     .authority("greeter.prod.svc")
     ///     .build()?;
+    ///
+    /// let error = Channel::builder("static:127.0.0.1:50051")?
+    ///     .authority("greeter.prod.svc")
+    ///     .http2(Http2Options::default())
+    ///     .build()
+    ///     .unwrap_err();
+    /// assert!(error.to_string().starts_with("http2 would undo authority"));
     /// # Ok::<(), equipoise::Error>(())
     /// ```
     pub fn http2(mut self, options: Http2Options) -> Self {
         // What went wrong before is not forgiven: it would depend on the order of the calls.
-        self.http2 = self.http2.map(|_| options);
+        self.http2 = self.http2.and_then(|_| match self.shortcut {
+            None => Ok(options),
+            Some(name) => Err(Error::config(format!(
+                "http2 would undo {name}: call http2 before {name}, or use Http2Options::with_{name}"
+            ))),
+        });
         self
     }
 
-    /// Changes the options, unless something was wrong before.
+    /// Changes the options by the shortcut `name`, unless something was wrong before.
     fn with_http2(
         mut self,
+        name: &'static str,
         change: impl FnOnce(Http2Options) -> Result<Http2Options, Error>,
     ) -> Self {
         self.http2 = self.http2.and_then(change);
+        self.shortcut.get_or_insert(name);
         self
     }
 
@@ -318,20 +341,26 @@ impl Builder<Channel> {
     /// target has them; where it names no host, the address of the endpoint that takes the call, `localhost`
     /// on a Unix socket.
     pub fn authority(self, authority: impl AsRef<str>) -> Self {
-        self.with_http2(|options| options.with_authority(authority.as_ref()))
+        self.with_http2("authority", |options| {
+            options.with_authority(authority.as_ref())
+        })
     }
 
     /// When to ask a silent server whether it is still there: after `interval` without a byte while a call is
     /// open, giving it `timeout` to answer. Default 10 s and 20 s; see
     /// [`Http2Options::with_keepalive`].
     pub fn keepalive(self, interval: Duration, timeout: Duration) -> Self {
-        self.with_http2(|options| options.with_keepalive(interval, timeout))
+        self.with_http2("keepalive", |options| {
+            options.with_keepalive(interval, timeout)
+        })
     }
 
     /// What servers see before our own name in `user-agent`, such as `shop/2.1`. Default: nothing; see
     /// [`Http2Options::with_user_agent`].
     pub fn user_agent(self, prefix: impl AsRef<str>) -> Self {
-        self.with_http2(|options| options.with_user_agent(prefix.as_ref()))
+        self.with_http2("user_agent", |options| {
+            options.with_user_agent(prefix.as_ref())
+        })
     }
 
     /// Secures every connection. Default: plaintext, or `Tls::new()` for an `https://` target.
@@ -352,7 +381,7 @@ impl Builder<Channel> {
     /// ```
     #[cfg(feature = "tls")]
     pub fn tls(self, tls: Tls) -> Self {
-        self.with_http2(|options| options.with_tls(tls))
+        self.with_http2("tls", |options| options.with_tls(tls))
     }
 
     /// Makes the channel. Connecting begins at once inside a tokio runtime, else with the first call.
@@ -361,10 +390,7 @@ impl Builder<Channel> {
     ///
     /// When a setting is out of its range or no resolver knows the target; the error names value and rule.
     pub fn build(mut self) -> Result<Channel, Error> {
-        let mut options = std::mem::replace(&mut self.http2, Ok(Http2Options::default()))?;
-        if let Some(written) = self.target.authority() {
-            options = options.with_target(written)?;
-        }
+        let options = std::mem::replace(&mut self.http2, Ok(Http2Options::default()))?;
         let options = self.secure(options)?;
         Ok(self.plan()?.channel(Http2Connector::new(options)))
     }
@@ -404,7 +430,9 @@ impl Builder<Channel> {
     ///
     /// # Errors
     ///
-    /// As [`build`](Self::build), and when every endpoint has failed once: the error says why.
+    /// As [`build`](Self::build), and when every endpoint has failed once: the error says why. Under
+    /// [`RingHash`](crate::policy::RingHash) alone they are tried one after the other until one is ready, each for
+    /// [`connect_timeout`](Self::connect_timeout) at the most.
     pub async fn connect(self) -> Result<Channel, Error> {
         self.build()?.ready().await
     }
@@ -441,6 +469,8 @@ impl<K> fmt::Debug for Builder<K> {
 /// Settings that were found good: all it takes to make a channel over a connector.
 pub(super) struct Plan {
     target: Target,
+    // What calls go under where the target is a name and the connector has no better one.
+    name: Option<Authority>,
     resolver: Option<Arc<dyn Resolver>>,
     policy: MakePolicy,
     wanted: Wanted,
@@ -453,6 +483,10 @@ impl Plan {
     }
 
     pub(super) fn channel<C: Connector>(&self, connector: C) -> Channel<C> {
+        let connector = match &self.name {
+            Some(name) => connector.named(name),
+            None => connector,
+        };
         let settings = &self.settings;
         let seed = fastrand::u64(..);
         let first = (self.policy)();

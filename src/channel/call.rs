@@ -340,9 +340,10 @@ impl Call {
                     if let Some(id) = connect {
                         shared.want(id);
                     }
-                    return Look::Wait(Need::State);
+                    // Whoever was found full may be sooner than whoever is not ready yet.
+                    return Look::Wait(room);
                 }
-                PickResult::Fail if self.wait_for_ready => return Look::Wait(Need::State),
+                PickResult::Fail if self.wait_for_ready => return Look::Wait(room),
                 PickResult::Fail => {
                     let why = snapshot.why.as_deref();
                     return Look::Fail(unavailable(why, "no endpoint is ready"));

@@ -4,11 +4,12 @@
 //! the clock.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, FutureExt};
 use futures_util::stream::{BoxStream, FuturesUnordered};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
@@ -35,6 +36,10 @@ pub(super) struct Limits {
     /// From the moment an endpoint or the channel is left to the end of its last call.
     pub(super) drain: Duration,
 }
+
+/// How much news is taken in before it is acted on: enough for a rack that goes dark, few enough that calls do not wait
+/// for a new picker.
+const TOGETHER: usize = 256;
 
 pub(super) struct Driver<C: Connector> {
     core: Arc<Core<C::Connection>>,
@@ -113,15 +118,26 @@ impl<C: Connector> Driver<C> {
             self.balancer.handle_resolution(Ok(endpoints), now);
         }
         let mut farewells = Vec::new();
-        loop {
+        'open: loop {
             self.act();
-            match self.news().await {
-                News::Command(None) => break,
-                News::Command(Some(Command::Close(done))) => {
-                    farewells.push(done);
-                    break;
+            // What came together is acted on together: a thousand connections lost at once are then one question to
+            // the policies and not a thousand.
+            let mut next = Some(self.news().await);
+            let mut handled = 0;
+            while let Some(news) = next {
+                match news {
+                    News::Command(None) => break 'open,
+                    News::Command(Some(Command::Close(done))) => {
+                        farewells.push(done);
+                        break 'open;
+                    }
+                    news => self.handle(news),
                 }
-                news => self.handle(news),
+                handled += 1;
+                next = match handled < TOGETHER {
+                    true => self.news().now_or_never(),
+                    false => None,
+                };
             }
         }
         self.finish(farewells).await;
@@ -525,9 +541,16 @@ impl<C: Connector> Drop for Driver<C> {
 }
 
 async fn next_list(lists: &mut Option<Lists>) -> Option<Result<Update, ResolveError>> {
-    match lists {
-        Some(lists) => lists.next().await,
-        None => std::future::pending().await,
+    let Some(stream) = lists else {
+        return std::future::pending().await;
+    };
+    match AssertUnwindSafe(stream.next()).catch_unwind().await {
+        Ok(next) => next,
+        // It was somebody else's code, and is not asked again; the channel and its last list stay.
+        Err(_) => {
+            *lists = None;
+            Some(Err(ResolveError::new("the resolver panicked")))
+        }
     }
 }
 

@@ -121,6 +121,9 @@ impl HashOn {
 
     /// The address of the client on whose behalf the call is made: that of the [`ClientIp`] extension, else the
     /// first in the metadata entry `x-forwarded-for`. IPv4 in an IPv6 address counts as IPv4, ports do not count.
+    ///
+    /// That entry is what a client wrote, unless a proxy of yours wrote it: whoever passes it on as it came lets
+    /// clients choose their server. Where that matters, set [`ClientIp`] from the peer's own address.
     pub fn client_ip() -> Self {
         Self::of(What::ClientIp)
     }

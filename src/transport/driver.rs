@@ -14,7 +14,7 @@ use super::Condition;
 use super::calm::{Calm, is_complaint};
 use super::keepalive::{Keepalive, Signs, Step};
 use super::link::{Link, Order};
-use super::meter::Metered;
+use super::meter::Watched;
 use super::stream::Stream;
 use super::wear::Wear;
 use crate::error::ConnectError;
@@ -23,7 +23,7 @@ use crate::error::ConnectError;
 /// announced or with `usize::MAX`: any other value proves that the server spoke HTTP/2.
 pub(super) const NO_SETTINGS: usize = usize::MAX - 1;
 
-type H2 = h2::client::Connection<Metered<Stream>, Bytes>;
+type H2 = h2::client::Connection<Watched<Stream>, Bytes>;
 
 /// Polls one h2 connection from its first byte to its last.
 pub(super) struct Driver {

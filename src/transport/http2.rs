@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt};
 use h2::client::SendRequest;
+use http::uri::Authority;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
@@ -15,7 +16,7 @@ use super::calm::Calm;
 use super::driver::Driver;
 use super::keepalive::Keepalive;
 use super::link::{Link, Order};
-use super::meter::Metered;
+use super::meter::{Counted, Watched};
 use super::options::Http2Options;
 use super::{CallError, Condition, Connection, Connector, Control, Outgoing, Slot, Slots, call};
 use crate::endpoint::{Address, Endpoint};
@@ -44,6 +45,11 @@ impl Http2Connector {
 impl Connector for Http2Connector {
     type Connection = Http2Connection;
 
+    fn named(mut self, name: &Authority) -> Self {
+        Arc::make_mut(&mut self.options).target = Some(name.clone());
+        self
+    }
+
     fn connect(
         &self,
         endpoint: &Endpoint,
@@ -66,11 +72,12 @@ async fn connect(
     };
     let authority = options.authority(&address)?;
     let socket = options.dial(&endpoint, &address).await?;
-    let stream = options.secure(socket, &address).await?;
     let agent = options.user_agent.clone();
     let link = Link::new(address, options.scheme(), authority, agent, runtime);
     let link = Arc::new(link);
-    let io = Metered::new(stream, link.clone());
+    let socket = Counted::new(socket, link.clone());
+    let stream = options.secure(socket, &link.address).await?;
+    let io = Watched::new(stream, link.clone());
     let handshake = options.builder().handshake(io).await;
     let (sender, h2) = handshake.map_err(|error| link.error(error))?;
     let (interval, timeout) = options.keepalive;

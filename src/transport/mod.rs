@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use http::uri::Authority;
 use tokio::sync::watch;
 use tonic::Status;
 
@@ -61,6 +62,7 @@ pub use tonic_channel::{TonicBody, TonicConnection, TonicConnector};
 /// use equipoise::transport::{Connector, Http2Connection, Http2Connector};
 /// use equipoise::{Address, BalanceLayer, ConnectError, Endpoint};
 /// use futures_util::future::BoxFuture;
+/// use http::uri::Authority;
 /// use tower_layer::Layer;
 ///
 /// #[derive(Clone, Debug, Default)]
@@ -68,6 +70,10 @@ pub use tonic_channel::{TonicBody, TonicConnection, TonicConnector};
 ///
 /// impl Connector for Loud {
 ///     type Connection = Http2Connection;
+///
+///     fn named(self, name: &Authority) -> Self {
+///         Self(self.0.named(name))
+///     }
 ///
 ///     fn connect(
 ///         &self,
@@ -86,6 +92,16 @@ pub use tonic_channel::{TonicBody, TonicConnection, TonicConnector};
 pub trait Connector: Clone + Debug + Send + Sync + 'static {
     /// What dialling gives.
     type Connection: Connection;
+
+    /// The same for a channel whose target is a name, such as `greeter.prod.svc:50051`: its calls go under that
+    /// `:authority`, unless the connector was set up with another. Asked once, before anything is dialled.
+    ///
+    /// The default leaves the connector as it is, and its calls under what it has. A connector around another
+    /// hands the name on.
+    fn named(self, name: &Authority) -> Self {
+        let _ = name;
+        self
+    }
 
     /// Dials `address` of `endpoint`, and resolves when calls can be sent on the connection. The
     /// caller bounds it in time and drops it to give up.
@@ -148,7 +164,7 @@ pub enum Condition {
     Closed(ConnectError),
 }
 
-/// Bytes of one connection.
+/// Bytes of one connection, as its socket had them: with TLS those of its handshakes and records too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
     /// Bytes written.

@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::dial::{Dialler, Socket, TcpOptions, dial};
 use super::driver::NO_SETTINGS;
+use super::meter::Counted;
 use super::stream::Stream;
 #[cfg(feature = "tls")]
 use super::tls::{self, Credentials, Tls};
@@ -57,7 +58,7 @@ const AGENT: &str = concat!("grpc-rust-equipoise/", env!("CARGO_PKG_VERSION"));
 pub struct Http2Options {
     authority: Option<Authority>,
     // The target as written, where it is a name: what calls go under where there is no authority.
-    target: Option<Authority>,
+    pub(super) target: Option<Authority>,
     pub(super) keepalive: (Duration, Duration),
     pub(super) keepalive_idle: bool,
     stream_window: u32,
@@ -95,16 +96,10 @@ impl Default for Http2Options {
 }
 
 impl Http2Options {
-    /// The `:authority` of every request that has none of its own. Default: the address dialled, and
-    /// `localhost` for Unix sockets, as in gRPC. An error when it is no `host` or `host:port`.
+    /// The `:authority` of every request that has none of its own. Default: the target of the channel where it
+    /// is a name, else the address dialled, and `localhost` for Unix sockets, as in gRPC. An error when it is no `host` or `host:port`.
     pub fn with_authority(mut self, authority: &str) -> Result<Self, Error> {
         self.authority = Some(parse_authority(authority)?);
-        Ok(self)
-    }
-
-    /// Names the target: the `:authority` where there is no other, whichever address takes the call.
-    pub(crate) fn with_target(mut self, written: &str) -> Result<Self, Error> {
-        self.target = Some(parse_authority(written)?);
         Ok(self)
     }
 
@@ -350,7 +345,7 @@ impl Http2Options {
     )]
     pub(super) async fn secure(
         &self,
-        socket: Socket,
+        socket: Counted<Socket>,
         address: &Address,
     ) -> Result<Stream, ConnectError> {
         #[cfg(feature = "tls")]
@@ -358,7 +353,7 @@ impl Http2Options {
             let name = self.server_name();
             let name = name.map_err(|e| ConnectError::new(format!("{address}: {e}")))?;
             let session = tls::handshake(credentials, name, address, socket).await?;
-            return Ok(Stream::Tls(session));
+            return Ok(Stream::Tls(Box::new(tls::Secured::new(session))));
         }
         #[cfg(not(feature = "tls"))]
         let _ = address;

@@ -6,10 +6,11 @@ use equipoise::balancer::Backoff;
 use equipoise::policy::{Adaptive, LeastRequest};
 use equipoise::resolver::Dns;
 use equipoise::transport::Http2Options;
-use equipoise::{BalanceLayer, Builder, Channel, Endpoint, Error};
+use equipoise::{BalanceLayer, Builder, Channel, Endpoint, Error, Tls};
 
 use crate::rig::greeter::proto::HelloRequest;
 use crate::rig::greeter::proto::greeter_client::GreeterClient;
+use crate::rig::tls::Ca;
 
 fn builder() -> Builder<Channel> {
     Channel::builder("static:127.0.0.1:50051").expect("a good target")
@@ -113,6 +114,22 @@ fn bad_durations_and_numbers() {
         builder().user_agent("").http2(options).build().unwrap_err(),
         &["user agent", "empty"],
     );
+    // Nor do they undo what was right.
+    let second = Duration::from_secs(1);
+    let tls = Tls::new().with_roots_pem(Ca::new("ca").pem);
+    for (shortcut, builder) in [
+        ("authority", builder().authority("greeter.test")),
+        ("keepalive", builder().keepalive(second, second)),
+        ("user_agent", builder().user_agent("shop/2.1")),
+        // In plaintext, of all things; what was called first is named.
+        ("tls", builder().tls(tls).authority("greeter.test")),
+    ] {
+        let options = Http2Options::default();
+        says(
+            builder.http2(options).build().unwrap_err(),
+            &[&format!("http2 would undo {shortcut}: call http2 before")],
+        );
+    }
     for (bad, word) in [
         (
             Backoff {

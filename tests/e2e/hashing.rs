@@ -171,6 +171,39 @@ async fn the_next_on_the_ring_takes_what_a_full_owner_cannot() {
     holders.iter().for_each(tokio::task::JoinHandle::abort);
 }
 
+/// Nobody can be dialled beside it: then the calls of a full owner wait for it, and the end of each is the beginning
+/// of the next.
+#[tokio::test]
+async fn calls_wait_for_a_full_owner_where_nobody_else_can_be_reached() {
+    let owner = Server::start(Options {
+        max_concurrent_streams: Some(1),
+        ..Options::new("narrow")
+    });
+    let hole = crate::rig::holes::black_hole();
+    let channel = Channel::from_endpoints([owner.address, hole.address].map(Endpoint::from))
+        .policy(RingHash::on_metadata(NAME))
+        .build()
+        .unwrap();
+    let list = [owner.address, hole.address].map(|a| (a.to_string(), 1));
+    let ring = Ring::new(&list, 1_024, 4_096).unwrap();
+    let mine = |n: &u64| ring.owner(xxh64(n.to_string().as_bytes(), 0)) == 0;
+    let key = (0..).find(mine).unwrap().to_string();
+    assert_eq!(call(&channel, session(&key)).await, owner.address);
+    let start = std::time::Instant::now();
+    let calls: Vec<_> = (0..60)
+        .map(|_| {
+            let (channel, request) = (channel.clone(), session(&key));
+            tokio::spawn(async move { call(&channel, request).await })
+        })
+        .collect();
+    for call in calls {
+        assert_eq!(call.await.unwrap(), owner.address);
+    }
+    // One that is not told of the room looks 50 ms later: three seconds for all.
+    let took = start.elapsed();
+    assert!(took < crate::Duration::from_millis(1_500), "{took:?}");
+}
+
 /// A state is told a moment before the picker that goes by it.
 async fn until_served(channel: &Channel, key: &str, by: SocketAddr) {
     let end = std::time::Instant::now() + crate::PATIENCE;

@@ -4,9 +4,11 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use equipoise::resolver::Dns;
-use equipoise::{Channel, Connectivity};
+use equipoise::transport::{Connector, Http2Connector, Http2Options, TonicConnector};
+use equipoise::{BalanceLayer, Channel, Connectivity};
 use tokio::sync::mpsc;
 use tonic::{Code, Request};
+use tower_layer::Layer;
 
 use crate::rig::greeter::Options;
 use crate::rig::greeter::proto::HelloRequest;
@@ -103,13 +105,12 @@ async fn localhost_with_one_family_refusing_is_no_outage() {
     }
 }
 
-/// Calls go under the name as it was written, whichever address takes them; on an address, under the address.
-#[tokio::test]
-async fn calls_on_a_name_go_under_the_name() {
+/// A server that tells the URI of each call, which holds what it goes under, and answers NOT_FOUND.
+async fn telling() -> (SocketAddr, mpsc::UnboundedReceiver<String>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let (seen, mut heads) = mpsc::unbounded_channel();
-    let serving = tokio::spawn(async move {
+    let (seen, heads) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
         loop {
             let (socket, _) = listener.accept().await.unwrap();
             let seen = seen.clone();
@@ -124,13 +125,31 @@ async fn calls_on_a_name_go_under_the_name() {
             });
         }
     });
+    (address, heads)
+}
+
+/// A call on this channel, with an authority of its own or without.
+async fn call<C: Connector>(channel: Channel<C>, own: Option<&'static str>) {
+    let mut client = match own {
+        None => GreeterClient::new(channel),
+        Some(own) => GreeterClient::with_origin(channel, http::Uri::from_static(own)),
+    };
+    let status = client.say_hello(HelloRequest::default()).await;
+    assert_eq!(status.unwrap_err().code(), Code::NotFound);
+}
+
+const PATH: &str = "/equipoise.demo.v1.Greeter/SayHello";
+
+/// Calls go under the name as it was written, whichever address takes them; on an address, under the address.
+#[tokio::test]
+async fn calls_on_a_name_go_under_the_name() {
+    let (address, mut heads) = telling().await;
     let name = Name::of(&[address]);
     let resolved = |target: &str| {
         let builder = Channel::builder(target).unwrap();
         builder.resolver(dns(&name).allow_loopback())
     };
     let by_address = Channel::builder(format!("dns:///{address}")).unwrap();
-    let path = "/equipoise.demo.v1.Greeter/SayHello";
     for (builder, authority) in [
         (
             resolved("dns:///Greeter.Prod.:50051"),
@@ -143,14 +162,44 @@ async fn calls_on_a_name_go_under_the_name() {
         ),
         (by_address, &*address.to_string()),
     ] {
-        let channel = builder.build().unwrap();
-        let request = HelloRequest::default();
-        let status = GreeterClient::new(channel).say_hello(request).await;
-        assert_eq!(status.unwrap_err().code(), Code::NotFound);
+        call(builder.build().unwrap(), None).await;
         let head = heads.recv().await.unwrap();
-        assert_eq!(head, format!("http://{authority}{path}"));
+        assert_eq!(head, format!("http://{authority}{PATH}"));
     }
-    serving.abort();
+}
+
+/// The same under a layer: the connector's own authority says more than the name, and the call's own says most.
+#[tokio::test]
+async fn calls_on_a_name_go_under_the_name_whatever_connects() {
+    let (address, mut heads) = telling().await;
+    let name = Name::of(&[address]);
+    let layer = BalanceLayer::builder("dns:///greeter:50051").unwrap();
+    let layer = layer.resolver(dns(&name).allow_loopback()).build().unwrap();
+    let mut under = async |authority: &str| {
+        let head = heads.recv().await.unwrap();
+        assert_eq!(head, format!("http://{authority}{PATH}"));
+    };
+
+    call(layer.layer(Http2Connector::default()), None).await;
+    under("greeter:50051").await;
+    let options = Http2Options::default().with_authority("other.test:7");
+    let other = Http2Connector::new(options.unwrap());
+    call(layer.layer(other.clone()), None).await;
+    under("other.test:7").await;
+    call(layer.layer(other), Some("http://own.test:9")).await;
+    under("own.test:9").await;
+
+    let made = TonicConnector::new(|endpoint| endpoint);
+    call(layer.layer(made), None).await;
+    under("greeter:50051").await;
+    let existing = tonic::transport::Endpoint::from_static("http://existing.test:8");
+    call(layer.layer(TonicConnector::from(existing)), None).await;
+    under("existing.test:8").await;
+
+    let listed = BalanceLayer::from_endpoints([address.into()]);
+    let listed = listed.build().unwrap();
+    call(listed.layer(Http2Connector::default()), None).await;
+    under(&address.to_string()).await;
 }
 
 #[tokio::test]

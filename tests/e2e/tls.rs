@@ -1,14 +1,21 @@
 //! TLS and mTLS against real tonic servers, with certificates made on the spot.
 
-use std::fs;
 use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 use std::time::Duration;
+use std::{fs, io};
 
+use bytes::Bytes;
 use equipoise::policy::RoundRobin;
 use equipoise::transport::rustls::{ClientConfig, RootCertStore};
-use equipoise::transport::{Http2Connector, Http2Options};
-use equipoise::{BalanceLayer, Channel, Connectivity, Endpoint, Error, Tls};
-use tokio::net::TcpListener;
+use equipoise::transport::{
+    Connection, Connector, Http2Connector, Http2Options, Outgoing, Payload, Reached,
+};
+use equipoise::{Address, BalanceLayer, Channel, Connectivity, Endpoint, Error, Tls};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::rustls::crypto::CryptoProvider;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
@@ -94,6 +101,41 @@ impl Files {
 impl Drop for Files {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn what_is_logged_of_options_names_the_files_and_holds_no_key() {
+    let files = Files::new("debug");
+    let ca = Ca::new("ca");
+    let pair = ca.issue(&["client.test"]);
+    files.write_pair(&pair);
+    let given = Tls::new()
+        .with_roots_pem(ca.pem.clone())
+        .with_identity_pem(pair.cert.clone(), pair.key.clone());
+    let named = Tls::new()
+        .with_roots_file(files.write("ca.pem", &ca.pem))
+        .with_identity_files(files.at("cert.pem"), files.at("key.pem"));
+    // As text, and as bytes are printed: a part is enough to give a key away.
+    let text = pair.key.lines().nth(1).expect("a line of base64");
+    let bytes = format!("{:?}", pair.key.as_bytes());
+    let bytes = &bytes[1..200];
+    for (tls, path) in [(given, None), (named, Some(files.at("key.pem")))] {
+        let options = Http2Options::default().with_authority(NAME).unwrap();
+        let options = options.with_tls(tls).unwrap();
+        let builder = Channel::builder("static:127.0.0.1:1").unwrap();
+        let builder = builder.http2(options.clone());
+        let connector = Http2Connector::new(options.clone());
+        let logged = format!("{builder:?} {options:?} {connector:?}");
+        assert!(
+            !logged.contains(text) && !logged.contains(bytes),
+            "{logged}"
+        );
+        let path = path.map(|path| path.display().to_string());
+        assert!(
+            logged.contains(path.as_deref().unwrap_or("bytes")),
+            "{logged}"
+        );
     }
 }
 
@@ -213,6 +255,92 @@ async fn an_https_target_of_a_name_is_looked_up_and_the_name_verified() {
         .await
         .unwrap_err();
     assert_eq!(status.code(), tonic::Code::Unavailable, "{status:?}");
+}
+
+/// A socket that takes a number of bytes more once there is one, and then fails to write.
+struct Failing {
+    socket: TcpStream,
+    left: Arc<Mutex<Option<usize>>>,
+}
+
+impl AsyncRead for Failing {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().socket).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Failing {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let mut left = this.left.lock().unwrap();
+        let buf = match *left {
+            None => buf,
+            Some(0) => return Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+            Some(left) => &buf[..left.min(buf.len())],
+        };
+        let written = Pin::new(&mut this.socket).poll_write(cx, buf);
+        if let (Some(left), Poll::Ready(Ok(written))) = (left.as_mut(), &written) {
+            *left -= written;
+        }
+        written
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().socket).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().socket).poll_shutdown(cx)
+    }
+}
+
+/// TLS says that a write failed, and not that a part of it went out: such a call may have been made.
+#[tokio::test]
+async fn a_write_that_failed_halfway_counts_as_written() {
+    let ca = Ca::new("ca");
+    let server = server(&Acceptor::new(&ca.issue(&[NAME])), "a");
+    for (bytes, reached) in [(0, Reached::No), (20, Reached::Maybe)] {
+        let left = Arc::new(Mutex::new(None));
+        let (to, shared) = (server.address, left.clone());
+        let options = Http2Options::default()
+            .with_authority(NAME)
+            .and_then(|options| options.with_tls(Tls::new().with_roots_pem(ca.pem.clone())))
+            .unwrap()
+            .with_dialler(move |_: &Endpoint, _: &Address| {
+                let left = shared.clone();
+                async move {
+                    let socket = TcpStream::connect(to).await?;
+                    Ok(Failing { socket, left })
+                }
+            });
+        let (endpoint, address) = (Endpoint::from(to), Address::from(to));
+        let connector = Http2Connector::new(options);
+        let connection = connector.connect(&endpoint, &address).await.unwrap();
+        // What h2 has of its own to write (the SETTINGS are acknowledged) is out of the way with a call.
+        let call = || {
+            let head = http::Request::post("/greeter.Greeter/Nothing").body(());
+            let request = Outgoing {
+                head: Box::new(head.unwrap()),
+                payload: Payload::Whole(Bytes::from_static(&[0; 5])),
+            };
+            connection.call(request, connection.slots().try_reserve().unwrap())
+        };
+        assert!(call().await.is_ok());
+        *left.lock().unwrap() = Some(bytes);
+        let Err(error) = call().await else {
+            panic!("an answer to a call that was not sent")
+        };
+        assert_eq!(error.reached, reached, "{bytes}: {:?}", error.status);
+        assert_eq!(error.request.is_some(), reached == Reached::No);
+    }
 }
 
 #[tokio::test]

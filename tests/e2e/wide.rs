@@ -67,4 +67,14 @@ async fn two_thousand_endpoints() {
             .all(|e| e.connections == 1 && e.picks >= 1)
     );
     client.say_hello(HelloRequest::default()).await.unwrap();
+
+    // And all of them go dark at once.
+    drop(a);
+    until("all are lost", || {
+        let endpoints = channel.endpoints();
+        endpoints.iter().all(|e| e.connections == 0)
+    })
+    .await;
+    let status = client.say_hello(HelloRequest::default()).await.unwrap_err();
+    assert_eq!(status.code(), tonic::Code::Unavailable, "{status:?}");
 }

@@ -360,6 +360,8 @@ fn c8_client_certificate_refused_late() {
         let server = serve(&asking, "b1", &ledger);
         let begin = Instant::now();
         let channel = secured(&[server.address], &ca).build().expect("in range");
+        // The channel's task may begin later than the load.
+        until("it is in the list", || !channel.endpoints().is_empty()).await;
         let mut states = Vec::new();
         let load = Load {
             rate: 400,

@@ -16,6 +16,7 @@ use equipoise::{
 };
 use futures_util::future::{BoxFuture, join_all};
 use futures_util::stream::{self, BoxStream, StreamExt};
+use http::uri::Authority;
 use tonic::{Code, Request, Status};
 use tower_layer::Layer;
 
@@ -307,6 +308,11 @@ impl Noting {
 
 impl Connector for Noting {
     type Connection = Http2Connection;
+
+    fn named(mut self, name: &Authority) -> Self {
+        self.inner = self.inner.named(name);
+        self
+    }
 
     fn connect(
         &self,

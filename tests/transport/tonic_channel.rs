@@ -1,5 +1,6 @@
 //! tonic's channels as connections, against a scripted server: what is seen of it, and what errors mean.
 
+use std::sync::Mutex;
 use std::time::Duration;
 
 use equipoise::transport::{
@@ -8,6 +9,7 @@ use equipoise::transport::{
 };
 use equipoise::{Address, ConnectError, Endpoint};
 use http_body_util::BodyExt;
+use tokio::io::{AsyncWriteExt, DuplexStream};
 use tonic::{Code, Status};
 
 use crate::frames::{FrameServer, Peer, Script, Step, code, kind, stream};
@@ -407,5 +409,46 @@ async fn an_endpoint_that_cannot_be_set_up_says_so() {
     assert_eq!(
         error.to_string(),
         "127.0.0.1:9: endpoint: its uri /path has no scheme or no authority"
+    );
+}
+
+/// A connection to a peer that allows everything, reads nothing and has room for a kilobyte.
+async fn deaf() -> (DuplexStream, TonicConnection) {
+    let (ours, mut theirs) = tokio::io::duplex(1 << 10);
+    let ours = Mutex::new(Some(ours));
+    let once = move |_: &Endpoint, _: &Address| {
+        let ours = ours.lock().unwrap().take();
+        async { ours.ok_or_else(|| std::io::ErrorKind::NotConnected.into()) }
+    };
+    let settings = [0, 0, 0, kind::SETTINGS, 0, 0, 0, 0, 0];
+    theirs.write_all(&settings).await.unwrap();
+    let connector = TonicConnector::new(|endpoint| endpoint).with_dialler(once);
+    let address: Address = "192.0.2.1:9".parse().unwrap();
+    let connecting = connector.connect(&Endpoint::new(address.clone()), &address);
+    (theirs, connecting.await.unwrap())
+}
+
+/// hyper writes what it has before it closes. The clock is tokio's, and moves when nobody has anything to do.
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_reads_nothing_cannot_hold_a_connection_open() {
+    const CLOSING: Duration = Duration::from_secs(20);
+    let (_deaf, connection) = deaf().await;
+    let mut watch = connection.condition();
+    let mut call = Box::pin(connection.call(unary(&[7; 32 << 10]), slot(&connection)));
+    assert!(start(&mut call).await.is_pending());
+    drop(connection);
+    let early = tokio::time::timeout(CLOSING * 5, &mut call).await;
+    assert!(early.is_err(), "a call that is open is waited for");
+    assert!(matches!(*watch.borrow(), Condition::Open));
+
+    let begin = tokio::time::Instant::now();
+    drop(call);
+    let ended = tokio::time::timeout(CLOSING * 5, watch.wait_for(closed)).await;
+    let why = format!("{:?}", *ended.expect("it is given up").unwrap());
+    assert!(why.contains("192.0.2.1:9: not closed in time"), "{why}");
+    assert!(
+        begin.elapsed() <= CLOSING + A_WHILE,
+        "{:?}",
+        begin.elapsed()
     );
 }

@@ -1,9 +1,12 @@
 //! From PEM to a configuration, and again when the files have changed.
 
 use std::borrow::Cow;
+use std::fmt;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_rustls::rustls::crypto::CryptoProvider;
 use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
@@ -16,23 +19,37 @@ use crate::error::Error;
 /// How often files are looked at, at the most.
 const EVERY: Duration = Duration::from_secs(1);
 
+/// How long a new connection waits for such a look: a file system may hang.
+const WAIT: Duration = Duration::from_secs(1);
+
 /// The protocol that a server must choose, in the words of ALPN.
 pub(super) const H2: &[u8] = b"h2";
 
 /// The configuration in force, made of what the user named. One for each channel: its connections share
 /// the sessions that can be resumed.
-#[derive(Debug)]
 pub(in crate::transport) struct Credentials {
     source: Tls,
+    digests: RandomState,
     state: Mutex<State>,
 }
 
-#[derive(Debug)]
 struct State {
     config: Arc<ClientConfig>,
-    /// What was found at the last look, good or not: only a change is worth another try.
-    seen: Contents,
+    /// A digest of what was found at the last look, good or not: only a change is worth another try. Keyed at
+    /// random, and not the text itself: that may be a private key.
+    seen: u64,
     looked: Instant,
+    /// A look is under way: no other begins, so that none that is slow undoes a newer one.
+    looking: bool,
+}
+
+/// A look under way, and over when dropped.
+struct Look(Arc<Credentials>);
+
+impl Drop for Look {
+    fn drop(&mut self) {
+        self.0.state().looking = false;
+    }
 }
 
 /// What is in the files at one moment, or why one of them cannot be read.
@@ -48,51 +65,72 @@ impl Credentials {
         let contents = contents(&source);
         let config =
             configuration(&source, &contents).map_err(|e| Error::config(format!("TLS: {e}")))?;
+        let digests = RandomState::new();
         let state = State {
             config,
-            seen: contents,
+            seen: digests.hash_one(&contents),
             looked: Instant::now(),
+            looking: false,
         };
         Ok(Arc::new(Self {
             source,
+            digests,
             state: Mutex::new(state),
         }))
     }
 
     /// The configuration for a new connection. Where files were named, and not looked at for a second, one
-    /// caller looks again first; others take what there is meanwhile.
+    /// caller looks again first, for a second at the most; others take what there is meanwhile.
     pub(super) async fn current(self: &Arc<Self>) -> Arc<ClientConfig> {
-        if self.is_due() {
-            let this = self.clone();
-            // Away from the workers: a file may be on a slow disk. Should the runtime be going, what there is
-            // will do.
-            let _ = tokio::task::spawn_blocking(move || this.look_again()).await;
+        if let Some(look) = self.due() {
+            let (done, is_done) = oneshot::channel::<()>();
+            // On a thread of its own: the workers must not wait for a disk, and a runtime that shuts down waits
+            // for its blocking threads, however long a file system hangs.
+            let looking = std::thread::Builder::new()
+                .name("equipoise-tls".to_owned())
+                .spawn(move || {
+                    look.0.look_again();
+                    drop((look, done));
+                });
+            match looking {
+                // Over when the other side is dropped.
+                Ok(_) => match tokio::time::timeout(WAIT, is_done).await {
+                    Ok(_) => {}
+                    Err(_) => {
+                        tracing::warn!(target: "equipoise", "TLS files cannot be read yet; the last good ones stay in use");
+                    }
+                },
+                Err(error) => {
+                    tracing::warn!(target: "equipoise", %error, "no thread to read TLS files; the last good ones stay in use");
+                }
+            }
         }
         self.state().config.clone()
     }
 
-    /// Whether to look at the files now; says so once.
-    fn is_due(&self) -> bool {
+    /// A look at the files, if it is time for one and none is under way.
+    fn due(self: &Arc<Self>) -> Option<Look> {
         if !self.source.pems().any(|pem| matches!(pem, Pem::File(_))) {
-            return false;
+            return None;
         }
         let now = Instant::now();
         let mut state = self.state();
-        let due = now.saturating_duration_since(state.looked) >= EVERY;
-        if due {
-            state.looked = now;
+        if state.looking || now.saturating_duration_since(state.looked) < EVERY {
+            return None;
         }
-        due
+        (state.looked, state.looking) = (now, true);
+        Some(Look(self.clone()))
     }
 
     fn look_again(&self) {
         let contents = contents(&self.source);
-        if self.state().seen == contents {
+        let seen = self.digests.hash_one(&contents);
+        if self.state().seen == seen {
             return;
         }
         let made = configuration(&self.source, &contents);
         let mut state = self.state();
-        state.seen = contents;
+        state.seen = seen;
         match made {
             Ok(config) => {
                 state.config = config;
@@ -107,6 +145,15 @@ impl Credentials {
     fn state(&self) -> MutexGuard<'_, State> {
         // Nothing that can panic runs under the lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// Where things are from, and nothing of what is in them: options and connectors are logged.
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials")
+            .field("source", &self.source)
+            .finish_non_exhaustive()
     }
 }
 
@@ -413,7 +460,15 @@ mod tests {
         );
     }
 
-    #[tokio::test(start_paused = true)]
+    impl Credentials {
+        /// As if a second had gone by since the last look.
+        fn age(&self) {
+            let mut state = self.state();
+            state.looked = state.looked.checked_sub(EVERY).unwrap();
+        }
+    }
+
+    #[tokio::test]
     async fn changed_files_serve_from_the_next_look_on_and_bad_ones_never() {
         let files = Files::new("reload");
         let ((cert, key), (new_cert, new_key)) = (pair(), pair());
@@ -424,7 +479,7 @@ mod tests {
         let credentials = Credentials::load(tls).unwrap();
         let first = credentials.current().await;
         let second = async || {
-            tokio::time::advance(EVERY).await;
+            credentials.age();
             credentials.current().await
         };
         let same = |a: &Arc<ClientConfig>, b: &Arc<ClientConfig>| Arc::ptr_eq(a, b);
@@ -451,6 +506,45 @@ mod tests {
         assert!(!same(&second().await, &renewed), "a file to be used");
     }
 
+    /// A pipe that nobody writes to is a file that cannot be opened, as on a file system that hangs.
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn a_file_system_that_hangs_holds_up_one_connection_and_for_a_second() {
+        let files = Files::new("hung");
+        let ((cert, _), (new_cert, _)) = (pair(), pair());
+        let ca = files.write("ca", &cert);
+        let tls = Tls::new().with_roots_file(&ca);
+        let credentials = Credentials::load(tls).unwrap();
+        let first = credentials.current().await;
+        let same = |a: &Arc<ClientConfig>| Arc::ptr_eq(a, &first);
+
+        fs::remove_file(&ca).unwrap();
+        let made = std::process::Command::new("mkfifo").arg(&ca).status();
+        assert!(made.unwrap().success());
+        credentials.age();
+        let begin = Instant::now();
+        assert!(same(&credentials.current().await), "the last good one");
+        let took = begin.elapsed();
+        assert!((WAIT..10 * WAIT).contains(&took), "{took:?}");
+
+        // However late it gets, nobody looks beside it, nor waits for it.
+        credentials.age();
+        assert!(credentials.due().is_none(), "a look is under way");
+        let mut waiting = std::pin::pin!(credentials.current());
+        let at_once = futures_util::FutureExt::now_or_never(waiting.as_mut());
+        assert!(at_once.is_some_and(|config| same(&config)));
+
+        // It ends with the trouble, and what it read counts.
+        fs::write(&ca, &new_cert).unwrap();
+        let begin = Instant::now();
+        while credentials.state().looking {
+            assert!(begin.elapsed() < 10 * WAIT, "the look has not ended");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert!(!same(&credentials.state().config), "the new root");
+        assert!(credentials.due().is_some(), "looks go on");
+    }
+
     #[tokio::test(start_paused = true)]
     async fn pem_that_was_given_is_not_looked_at_again() {
         let key = KeyPair::generate().unwrap();
@@ -462,7 +556,7 @@ mod tests {
         let credentials = Credentials::load(tls).unwrap();
         let first = credentials.current().await;
         tokio::time::advance(10 * EVERY).await;
-        assert!(!credentials.is_due());
+        assert!(credentials.due().is_none());
         assert!(Arc::ptr_eq(&credentials.current().await, &first));
     }
 }

@@ -15,14 +15,15 @@ use super::credentials::H2;
 use crate::endpoint::Address;
 use crate::error::ConnectError;
 use crate::transport::dial::Socket;
+use crate::transport::meter::Counted;
 
 /// Secures `socket`: `address` must show a certificate for `name` and choose HTTP/2.
 pub(in crate::transport) async fn handshake(
     credentials: &Arc<Credentials>,
     name: ServerName<'static>,
     address: &Address,
-    socket: Socket,
-) -> Result<Box<TlsStream<Socket>>, ConnectError> {
+    socket: Counted<Socket>,
+) -> Result<TlsStream<Counted<Socket>>, ConnectError> {
     let phase = format!("{address}: TLS handshake for {:?}", name.to_str());
     let config = credentials.current().await;
     let connecting = TlsConnector::from(config).connect(name, socket);
@@ -37,7 +38,7 @@ pub(in crate::transport) async fn handshake(
     };
     let chosen = session.get_ref().1.alpn_protocol();
     if chosen == Some(H2) {
-        return Ok(Box::new(session));
+        return Ok(session);
     }
     let chosen = chosen.map(String::from_utf8_lossy);
     let chose = match &chosen {
@@ -50,7 +51,7 @@ pub(in crate::transport) async fn handshake(
 }
 
 /// The same words for an error that came after the handshake.
-pub(in crate::transport) fn explain(error: io::Error) -> io::Error {
+pub(super) fn explain(error: io::Error) -> io::Error {
     let kind = error.kind();
     if kind == io::ErrorKind::UnexpectedEof {
         return io::Error::new(

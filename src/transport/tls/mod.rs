@@ -2,6 +2,7 @@
 
 mod credentials;
 mod handshake;
+mod secured;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -13,7 +14,9 @@ pub(super) use tokio_rustls::rustls::pki_types::ServerName;
 use crate::error::Error;
 
 pub(super) use credentials::Credentials;
-pub(super) use handshake::{explain, handshake};
+use handshake::explain;
+pub(super) use handshake::handshake;
+pub(super) use secured::Secured;
 
 /// How connections are secured: whose certificates are trusted, and which one we show.
 ///
@@ -32,9 +35,25 @@ pub(super) use handshake::{explain, handshake};
 /// * *ALPN* offers `h2`, and a server that does not choose it is refused.
 /// * *Files* are read again when a connection is made, at most once a second: new roots, a new
 ///   certificate or key serve from the next connection on. What cannot be used (a broken file, a
-///   certificate without its key) is logged once, and the last good ones stay in use.
+///   certificate without its key) is logged once, and the last good ones stay in use; so they do where a
+///   file system does not answer within a second.
 /// * *Sessions* are resumed where the server gives tickets: the connections of a channel share them.
 ///   Changed files begin anew.
+///
+/// # Features
+///
+/// An `https://` target needs cryptography, `tls-ring` or `tls-aws-lc`, and roots, `tls-native-roots` or
+/// `tls-webpki-roots`; none is on by default, since a program has one of each for all its libraries. What is
+/// missing is a configuration error where the channel is built, never a connection in plaintext:
+///
+/// | on | `https://greeter.prod.svc` says |
+/// |---|---|
+/// | no feature of TLS | `https needs TLS: enable feature tls-ring or tls-aws-lc of equipoise` |
+/// | `tls` alone | `TLS: no cryptography is built in: enable feature tls-ring or tls-aws-lc of equipoise, or give a whole rustls::ClientConfig` |
+/// | `tls-ring` or `tls-aws-lc`, no roots | `TLS: nobody is trusted: name roots, or enable feature tls-native-roots or tls-webpki-roots of equipoise` |
+///
+/// Roots named here take the place of the features for roots, and [`from_config`](Self::from_config), with
+/// feature `tls`, that of both.
 ///
 /// ```
 /// # fn example(pem: Vec<u8>) -> Result<(), equipoise::Error> {

@@ -15,7 +15,7 @@ use tonic::transport::Channel;
 use tower_service::Service;
 
 use super::super::failure::{CallersOwn, Phase};
-use super::super::link::Link;
+use super::super::link::{Link, Order};
 use super::super::{
     CallError, Condition, Connection, Control, Outgoing, Payload, Reached, Slot, Slots,
 };
@@ -26,7 +26,8 @@ use super::upload::{Lender, lend};
 
 /// A connection made by [`TonicConnector`](super::TonicConnector).
 ///
-/// Dropping it lets the calls on it finish, and then closes it.
+/// Dropping it lets the calls on it finish, and then closes it; 20 s later at the latest, also where the server
+/// reads nothing of what is left to be written.
 pub struct TonicConnection {
     channel: Channel,
     link: Arc<Link>,
@@ -59,6 +60,12 @@ impl Connection for TonicConnection {
 
     fn control(&self) -> Arc<dyn Control> {
         self.link.clone()
+    }
+}
+
+impl Drop for TonicConnection {
+    fn drop(&mut self) {
+        self.link.tell(Order::Finish);
     }
 }
 

@@ -1,38 +1,46 @@
 //! The one socket of a tonic channel: handed out once, watched, and cut when asked.
 
-use std::future::{Ready, ready};
+use std::future::{Future, Ready, ready};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use h2::Reason;
 use http::uri::{Scheme, Uri};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
+use tokio::time::{Instant, Sleep};
 use tower_service::Service;
 
 use super::super::Condition;
 use super::super::dial::Socket;
 use super::super::link::{Link, Order};
-use super::super::meter::Metered;
+use super::super::meter::{Counted, Watched};
 use super::errors::Spent;
 use super::peek::{News, Peek};
 
 /// Calls at a time where the server's limit cannot be seen. RFC 9113 §6.5.2 advises servers to allow no fewer.
 const UNSEEN_LIMIT: u32 = 100;
 
+/// How long hyper may take to close once there are no more calls: it first writes what it still has. As long as
+/// `Http2Options::with_keepalive` gives a silent server.
+const CLOSING: Duration = Duration::from_secs(20);
+
 /// A socket that tells what becomes of it: counts bytes, notes why it ended, sees what the server says of the
-/// connection, and fails when its owner has told the connection to end.
+/// connection, and fails when its owner has told the connection to end, or has let go of it and it does not.
 pub(super) struct Guarded {
-    io: Metered<Socket>,
+    io: Watched<Counted<Socket>>,
     link: Arc<Link>,
     peek: Peek,
     /// The most calls at a time that the user wants.
     cap: Option<u32>,
     /// Told when the server was first heard.
     heard: Option<oneshot::Sender<()>>,
+    /// Runs once the owner has gone.
+    closing: Option<Pin<Box<Sleep>>>,
 }
 
 impl Guarded {
@@ -43,28 +51,46 @@ impl Guarded {
         cap: Option<u32>,
     ) -> (Self, oneshot::Receiver<()>) {
         let (heard, hearing) = oneshot::channel();
+        let socket = Counted::new(socket, link.clone());
         let guarded = Self {
             io: match link.scheme == Scheme::HTTPS {
-                true => Metered::opaque(socket, link.clone()),
-                false => Metered::new(socket, link.clone()),
+                true => Watched::opaque(socket, link.clone()),
+                false => Watched::new(socket, link.clone()),
             },
             link,
             peek: Peek::default(),
             cap,
             heard: Some(heard),
+            closing: None,
         };
         (guarded, hearing)
     }
 
     /// Fails once the connection is to end. Asked before the socket is, so that the waker is in place.
-    fn check(&self, cx: &Context<'_>) -> io::Result<()> {
+    fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         match self.link.order(cx) {
+            Order::Serve => Ok(()),
+            Order::Finish => self.check_closing(cx),
             Order::Abort => Err(io::Error::new(
                 io::ErrorKind::ConnectionAborted,
                 "the connection was told to end",
             )),
-            Order::Serve | Order::Finish => Ok(()),
         }
+    }
+
+    /// A peer that takes nothing more could hold a connection open that nobody uses any longer.
+    fn check_closing(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let new = || Box::pin(tokio::time::sleep(CLOSING));
+        let timer = self.closing.get_or_insert_with(new);
+        if self.link.slots.open() > 0 {
+            // It goes on running: the last slot may come back without a poll of ours.
+            timer.as_mut().reset(Instant::now() + CLOSING);
+        }
+        if timer.as_mut().poll(cx).is_pending() {
+            return Ok(());
+        }
+        self.link.lose(|| self.link.error("not closed in time"));
+        Err(io::ErrorKind::TimedOut.into())
     }
 
     /// What was read, by its first and its last byte.

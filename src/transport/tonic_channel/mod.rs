@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use futures_util::future::{BoxFuture, FutureExt};
 use http::HeaderValue;
+use http::uri::Authority;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::runtime::Handle;
 use tonic::transport::Endpoint as TonicEndpoint;
@@ -54,10 +55,10 @@ type Configure = dyn Fn(TonicEndpoint) -> Result<TonicEndpoint, BoxError> + Send
 /// # Ok::<(), equipoise::Error>(())
 /// ```
 ///
-/// # An existing endpoint
+/// # An existing endpoint, and TLS
 ///
-/// One that is set up already serves as the pattern for all. Its URI gives the scheme, the `:authority` and the
-/// name that TLS verifies; which address is dialled is the balancer's affair.
+/// An endpoint that is set up already serves as the pattern for all, by `TonicConnector::from`. Its URI gives the
+/// scheme, the `:authority` and the name that TLS verifies; which address is dialled is the balancer's affair.
 ///
 /// ```
 /// use equipoise::transport::TonicConnector;
@@ -72,8 +73,9 @@ type Configure = dyn Fn(TonicEndpoint) -> Result<TonicEndpoint, BoxError> + Send
 /// # Ok::<(), tonic::transport::Error>(())
 /// ```
 ///
-/// As in tonic, `tls_config` works only on an endpoint whose URI begins with `https://`: one that
-/// [`new`](Self::new) hands out does not.
+/// **This is the only way to TLS.** tonic ignores `tls_config` on an endpoint whose URI does not begin with
+/// `https://`, and those that [`new`](Self::new) and [`try_new`](Self::try_new) hand out begin with `http://`: with
+/// `try_new(|endpoint| endpoint.tls_config(tls))` every call goes out **in plain text**, and nothing says so.
 ///
 /// # What holds as with `Http2Connector`
 ///
@@ -94,6 +96,9 @@ type Configure = dyn Fn(TonicEndpoint) -> Result<TonicEndpoint, BoxError> + Send
 ///   against it. It is then not sent again.
 /// * A stream that the server resets with CANCEL or NO_ERROR after its response began looks like one that ended
 ///   without a status: hyper hides the difference.
+/// * An upload that waits for the server's window when its call is cancelled goes on waiting: hyper asks for nothing
+///   else then. Its stream stays open and its slot taken until the server opens the window, resets the stream or
+///   the connection ends. `Http2Connector` resets it at once.
 /// * Keepalive pings are hyper's, off unless set, and not limited in number: a short interval earns GOAWAY
 ///   `too_many_pings` from servers that enforce gRPC's rule.
 /// * The request's own authority is replaced by that of the endpoint, and tonic adds its name to the `user-agent`.
@@ -103,20 +108,25 @@ type Configure = dyn Fn(TonicEndpoint) -> Result<TonicEndpoint, BoxError> + Send
 #[derive(Clone)]
 pub struct TonicConnector {
     configure: Arc<Configure>,
+    name: Option<Authority>,
     streams: Option<u32>,
     tcp: TcpOptions,
     dialler: Option<Dialler>,
 }
 
 impl TonicConnector {
-    /// Sets up the endpoint made for each address, `http://<address>`, which comes with this crate's values for TCP
-    /// keepalive and for what h2 remembers of cancelled calls, and for the rest with tonic's.
+    /// Sets up the endpoint made for each address, which comes with this crate's values for TCP keepalive and for
+    /// what h2 remembers of cancelled calls, and for the rest with tonic's. Its URI is `http://<address>`, or
+    /// `http://<name>` where the target of the channel is a name: what calls go under.
+    ///
+    /// Never in TLS: tonic ignores a `tls_config` on an `http://` endpoint and connects in plain text. For TLS
+    /// use [`TonicConnector::from`](#method.from) with an `https://` endpoint.
     pub fn new(configure: impl Fn(TonicEndpoint) -> TonicEndpoint + Send + Sync + 'static) -> Self {
         Self::over(move |endpoint| Ok(configure(endpoint)))
     }
 
     /// The same where setting up can fail: the attempt to connect then fails with that error, and is made again
-    /// after the backoff.
+    /// after the backoff. Not for `tls_config`, which has no effect here either; see [`new`](Self::new).
     ///
     /// ```
     /// use equipoise::transport::TonicConnector;
@@ -135,6 +145,7 @@ impl TonicConnector {
     ) -> Self {
         Self {
             configure: Arc::new(configure),
+            name: None,
             streams: None,
             tcp: TcpOptions::default(),
             dialler: None,
@@ -195,7 +206,11 @@ impl TonicConnector {
         let failed = |error: &BoxError| {
             ConnectError::new(format!("{address}: endpoint: {}", chain(error.as_ref())))
         };
-        let plain = TonicEndpoint::from_shared(format!("http://{}", authority_of(&address)?))
+        let authority = match &self.name {
+            Some(name) => name.clone(),
+            None => authority_of(&address)?,
+        };
+        let plain = TonicEndpoint::from_shared(format!("http://{authority}"))
             .map_err(|error| failed(&error.into()))?;
         let pattern = (self.configure)(preset(plain)).map_err(|error| failed(&error))?;
         let patience = pattern.get_connect_timeout();
@@ -284,6 +299,12 @@ impl From<TonicEndpoint> for TonicConnector {
 
 impl Connector for TonicConnector {
     type Connection = TonicConnection;
+
+    /// Goes into the URI of the endpoints that [`new`](Self::new) hands out; one that exists keeps its own.
+    fn named(mut self, name: &Authority) -> Self {
+        self.name = Some(name.clone());
+        self
+    }
 
     fn connect(
         &self,

@@ -87,16 +87,18 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends it, and gives what is left of the body.
-    fn end(&self) -> Option<Body> {
+    /// Ends it, and gives what is left of the body and whether nothing was taken from it: hyper's task polls it
+    /// until this moment.
+    fn end(&self) -> (bool, Option<Body>) {
         let mut state = self.state();
         state.over = true;
-        let (rest, waker) = (state.rest.take(), state.waker.take());
+        let (untouched, rest) = (state.untouched, state.rest.take());
+        let waker = state.waker.take();
         drop(state);
         if let Some(waker) = waker {
             waker.wake();
         }
-        rest
+        (untouched, rest)
     }
 }
 
@@ -108,8 +110,7 @@ impl Lender {
 
     /// The body as it was, unless something was taken from it that is not here any more.
     pub(super) fn take_back(mut self) -> Option<Payload> {
-        let untouched = self.shared.state().untouched;
-        let rest = self.shared.end();
+        let (untouched, rest) = self.shared.end();
         match self.whole.take() {
             Some(message) => Some(Payload::Whole(message)),
             None if untouched => rest.map(Payload::Untouched),
@@ -204,5 +205,88 @@ impl fmt::Debug for Lender {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let over = self.shared.state().over;
         f.debug_struct("Lender").field("over", &over).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::super::super::Slots;
+    use super::*;
+
+    const FIRST: Bytes = Bytes::from_static(b"first");
+
+    /// One message, once there is one.
+    struct Late {
+        come: Arc<AtomicBool>,
+        given: bool,
+    }
+
+    impl http_body::Body for Late {
+        type Data = Bytes;
+        type Error = Status;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+            if !self.come.load(Ordering::Acquire) {
+                return Poll::Pending;
+            }
+            match std::mem::replace(&mut self.given, true) {
+                false => Poll::Ready(Some(Ok(Frame::data(FIRST)))),
+                true => Poll::Ready(None),
+            }
+        }
+    }
+
+    fn polled(body: impl http_body::Body<Data = Bytes, Error = Status>) -> Option<Bytes> {
+        let mut cx = Context::from_waker(Waker::noop());
+        match std::pin::pin!(body).poll_frame(&mut cx) {
+            Poll::Ready(Some(Ok(frame))) => frame.into_data().ok(),
+            _ => None,
+        }
+    }
+
+    /// hyper's task goes on while the call is found to have gone nowhere: in whatever order, the first message is
+    /// with one of the two.
+    #[test]
+    fn what_is_taken_back_is_whole_while_hyper_goes_on_polling() {
+        let slots = Slots::new(1);
+        let (mut taken_back, mut sent) = (0, 0);
+        for _ in 0..5_000 {
+            let come = Arc::new(AtomicBool::new(false));
+            let body = Late {
+                come: come.clone(),
+                given: false,
+            };
+            let payload = Payload::Untouched(Body::new(body));
+            let (lender, lent) = lend(payload, slots.try_reserve().unwrap()).unwrap();
+            come.store(true, Ordering::Release);
+            let start = Barrier::new(2);
+            let (first, back) = std::thread::scope(|scope| {
+                let hyper = scope.spawn(|| {
+                    start.wait();
+                    polled(lent)
+                });
+                start.wait();
+                let back = lender.take_back();
+                (hyper.join().unwrap(), back)
+            });
+            match back {
+                Some(Payload::Untouched(body)) => {
+                    assert_eq!((first, polled(body)), (None, Some(FIRST)));
+                    taken_back += 1;
+                }
+                Some(Payload::Whole(_)) => panic!("a stream is no whole message"),
+                None => {
+                    assert_eq!(first, Some(FIRST));
+                    sent += 1;
+                }
+            }
+        }
+        println!("taken back {taken_back}, sent {sent}");
     }
 }
