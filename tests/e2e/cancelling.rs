@@ -195,18 +195,20 @@ async fn a_worn_connection_is_replaced_and_its_streams_go_on() {
         .unwrap()
         .into_inner();
     let mut cancelled = 0;
-    while wire.accepted() < 2 {
+    // Half of the resets that h2 remembers are the budget; this wears it out, however late its replacement is.
+    while wire.accepted() < 2 && cancelled < 10_000 {
         let mut call = pin!(client.say_hello(slow()));
         let mut cx = Context::from_waker(Waker::noop());
         assert!(call.as_mut().poll(&mut cx).is_pending());
         cancelled += 1;
-        assert!(cancelled < 50_000, "never replaced");
         if cancelled % 50 == 0 {
             // The connection's task gets its turn, and the stream is read.
             replies.message().await.unwrap().expect("endless");
         }
     }
     assert!(cancelled >= 5_000, "replaced after {cancelled} already");
+    // On one thread, and with replies to read at once, the dial may not have had its turn.
+    until("it is replaced", || wire.accepted() == 2).await;
     until("calls go to the new one", || in_flight(&channel) == 1).await;
     client.say_hello(HelloRequest::default()).await.unwrap();
     // Well past the drain deadline, which is for endpoints that left: this one has not.

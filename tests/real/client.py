@@ -14,6 +14,11 @@ _RESULT = re.compile(
 )
 
 
+def _listed(text):
+    """The parts of a list; where no call was made, or none was taken, it is a dash."""
+    return [] if text == "-" else text.split(",")
+
+
 class Outcome:
     """What a run came to."""
 
@@ -25,17 +30,16 @@ class Outcome:
             raise Trouble(f"call ended with {status}, without a RESULT:\n{self.text}")
         self.status = status
         self.ok, self.failed = int(match["ok"]), int(match["failed"])
-        self.codes = dict(code.split(":") for code in match["codes"].split(","))
-        self.shares = {
-            address: float(share) for address, share in (each.rsplit("@", 1) for each in match["shares"].split(","))
-        }
-        shares = "/".join(f"{share:.2f}" for share in self.shares.values())
+        self.codes = dict(code.split(":") for code in _listed(match["codes"]))
+        shares = (each.rsplit("@", 1) for each in _listed(match["shares"]))
+        self.shares = {address: float(share) for address, share in shares}
+        shares = "/".join(f"{share:.2f}" for share in self.shares.values()) or "-"
         failed = ", ".join(f"{count} {code}" for code, count in self.codes.items() if code != "OK")
         self.brief = f"{self.ok} ok, {failed or '0 failed'}; p50 {match['p50']} p99 {match['p99']} us; shares {shares}"
 
     def share(self, peer):
         """The fraction of the calls that this peer took."""
-        return self.shares[peer.address]
+        return self.shares.get(peer.address, 0.0)
 
     def require(self, holds, rule):
         """Ends the step with what was seen unless the rule holds."""
@@ -48,12 +52,12 @@ class Outcome:
             (self.status, self.ok, self.failed) == (0, CALLS, 0), f"0 of {CALLS} calls may fail"
         )
 
-    def lost_at_most(self, calls, code):
+    def lost_at_most(self, calls, *codes):
         """All calls were made, and none failed but some that a server took with it."""
-        only = set(self.codes) <= {"OK", code}
+        only = set(self.codes) <= {"OK", *codes}
         self.require(
             only and self.ok + self.failed == CALLS and self.failed <= calls,
-            f"at most {calls} of {CALLS} calls may fail, {code}",
+            f"at most {calls} of {CALLS} calls may fail, {' or '.join(codes)}",
         )
 
 

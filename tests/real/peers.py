@@ -193,7 +193,8 @@ class GrpcJs(Server):
 
 
 class Proxy(Peer):
-    """Takes gRPC in plaintext, and balances it over `servers`, by its own defaults wherever it has one."""
+    """Takes gRPC in plaintext, and balances it over `servers`, by its own defaults wherever it has one, but
+    that each sends a call elsewhere where a server takes no connection."""
 
     def __init__(self, tools, servers):
         super().__init__(tools)
@@ -223,6 +224,9 @@ class Haproxy(Proxy):
             "  timeout connect 5s",
             "  timeout client 60s",
             "  timeout server 60s",
+            # Where a server takes no connection, another does.
+            "  retries 3",
+            "  option redispatch 1",
             "frontend front",
             f"  bind {self.address} proto h2",
             "  default_backend back",
@@ -279,6 +283,18 @@ class Envoy(Proxy):
 
     def _config(self):
         v3 = "type.googleapis.com/envoy.extensions"
+        # Where a server takes no connection or refuses the stream, another does: the others' default.
+        again = {
+            "retry_on": "connect-failure,refused-stream",
+            "num_retries": 3,
+            "retry_host_predicate": [
+                {
+                    "name": "envoy.retry_host_predicates.previous_hosts",
+                    "typed_config": {"@type": f"{v3}.retry.host.previous_hosts.v3.PreviousHostsPredicate"},
+                }
+            ],
+            "host_selection_retry_max_attempts": 5,
+        }
         manager = {
             "@type": f"{v3}.filters.network.http_connection_manager.v3.HttpConnectionManager",
             "stat_prefix": "front",
@@ -288,7 +304,7 @@ class Envoy(Proxy):
                     {
                         "name": "all",
                         "domains": ["*"],
-                        "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "back"}}],
+                        "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "back", "retry_policy": again}}],
                     }
                 ]
             },
@@ -307,6 +323,8 @@ class Envoy(Proxy):
         back = {
             "name": "back",
             "type": "STATIC",
+            # Three at once are its default, and all calls under way may have to go elsewhere.
+            "circuit_breakers": {"thresholds": [{"max_retries": 1_000}]},
             "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": http2},
             "load_assignment": {
                 "cluster_name": "back",
