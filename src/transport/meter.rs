@@ -151,6 +151,15 @@ impl<T> Watched<T> {
         }
     }
 
+    /// Nothing more is written once the end was seen: what h2 still holds belongs to calls that were told by then that
+    /// not a byte of theirs has left, and may have gone elsewhere.
+    fn open(&self) -> io::Result<()> {
+        match self.link.lost() {
+            None => Ok(()),
+            Some(_) => Err(io::ErrorKind::BrokenPipe.into()),
+        }
+    }
+
     fn failed(&self, doing: &str, error: &io::Error) {
         self.link.lose(|| {
             let message = format!("{}: {doing}", self.link.address);
@@ -198,6 +207,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        this.open()?;
         let result = ready!(Pin::new(&mut this.io).poll_write(cx, buf));
         Poll::Ready(result.inspect_err(|error| this.failed("write", error)))
     }
@@ -208,6 +218,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        this.open()?;
         let result = ready!(Pin::new(&mut this.io).poll_write_vectored(cx, bufs));
         Poll::Ready(result.inspect_err(|error| this.failed("write", error)))
     }
@@ -217,7 +228,9 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+        let this = self.get_mut();
+        this.open()?;
+        Pin::new(&mut this.io).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -356,6 +356,8 @@ async fn a_look_up_that_panics_is_an_error() {
 /// E14: clients that are started together do not stay together.
 #[tokio::test(start_paused = true)]
 async fn e14_two_hundred_resolvers_do_not_ask_in_step() {
+    // The resolvers draw their seeds from this thread's. Left to chance, one run in a hundred or so sees eleven.
+    fastrand::seed(14);
     let script = Arc::new(Mutex::new(Vec::new()));
     let begin = Instant::now();
     let streams = (0..200).map(|_| {
