@@ -523,6 +523,7 @@ impl Call {
             in_flight,
             deadline: self.deadline,
             labels: self.labels,
+            ok: false,
         };
         let body = ResponseBody::follow(&mut parts.headers, body, tracking)?;
         Ok(http::Response::from_parts(parts, body))
