@@ -83,7 +83,7 @@ pub(super) fn run<N: Connection>(
                     return Err(Box::pin(call.reject(response, in_flight)).await);
                 }
                 Some(Err(error)) => outgoing = call.again(error, in_flight)?,
-                None => return Err(call.expired(in_flight)),
+                None => return Err(call.expired(in_flight, "while waiting for the response")),
             }
         }
         Err(Status::internal("the call has no request"))
@@ -455,7 +455,7 @@ impl Call {
             .as_ref()
             .is_some_and(|d| reached != Reached::Local && d.explains(code, clock))
         {
-            return Err(self.expired(in_flight));
+            return Err(self.expired(in_flight, "while waiting for the response"));
         }
         let budget = match reached {
             Reached::No => self.unsent < UNSENT_RETRIES,
@@ -476,13 +476,12 @@ impl Call {
         Ok(request)
     }
 
-    /// The deadline passed before the response began.
-    fn expired<N: Connection>(&self, in_flight: InFlight<N>) -> Status {
+    /// The deadline passed before there was a response to hand on.
+    fn expired<N: Connection>(&self, in_flight: InFlight<N>, when: &str) -> Status {
         let endpoint = in_flight.seat().endpoint();
         let phase = Phase::Waiting { written: true };
         in_flight.end(Failure::Deadline.verdict(phase).outcome());
-        self.labels
-            .deadline_exceeded("while waiting for the response", Some(&endpoint))
+        self.labels.deadline_exceeded(when, Some(&endpoint))
     }
 
     /// Makes an error of a response that is not gRPC's.
@@ -492,14 +491,22 @@ impl Call {
         in_flight: InFlight<N>,
     ) -> Status {
         let endpoint = in_flight.seat().endpoint();
-        let status = match foreign::judge(response, &mut self.deadline).await {
-            Word::Given(status) => status,
-            Word::Made(mut status) => {
+        let (status, outcome) = match foreign::judge(response, &mut self.deadline).await {
+            Word::Given(status) => {
+                let code = StatusCode::new(status.code() as u8);
+                let clock = in_flight.clock();
+                let deadline = self.deadline.as_ref();
+                if deadline.is_some_and(|deadline| deadline.explains(code, clock)) {
+                    return self.expired(in_flight, "while the response was under way");
+                }
+                (status, Outcome::Answered(code))
+            }
+            Word::Made(mut status, outcome) => {
                 self.labels.put_on(&mut status, Some(&endpoint));
-                status
+                (status, outcome)
             }
         };
-        in_flight.end(Outcome::Answered(StatusCode::new(status.code() as u8)));
+        in_flight.end(outcome);
         status
     }
 
@@ -524,6 +531,7 @@ impl Call {
             in_flight,
             deadline: self.deadline,
             labels: self.labels,
+            ok: false,
         };
         let body = ResponseBody::follow(&mut parts.headers, body, tracking)?;
         Ok(http::Response::from_parts(parts, body))

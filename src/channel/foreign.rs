@@ -13,6 +13,7 @@ use http_body::Body;
 use tokio::runtime::Handle;
 use tonic::{Code, Status};
 
+use crate::report::Outcome;
 use crate::transport::{Failure, Phase};
 
 use super::deadline::Deadline;
@@ -46,8 +47,8 @@ fn is_grpc_content_type(value: &HeaderValue) -> bool {
 pub(super) enum Word {
     /// The server gave a status after all, in the trailers.
     Given(Status),
-    /// The status that is made of the answer, with the start of its text.
-    Made(Status),
+    /// The status that is made of the answer, with the start of its text, and how the endpoint's load counts it.
+    Made(Status, Outcome),
 }
 
 /// Judges a response that is not [gRPC's](is_grpc). Takes at most [`PATIENCE`], or until the deadline.
@@ -75,7 +76,8 @@ where
             quote(&text, &mut message);
         }
     }
-    Word::Made(Status::new(failure.verdict(Phase::Answering).code, message))
+    let verdict = failure.verdict(Phase::Answering);
+    Word::Made(Status::new(verdict.code, message), verdict.outcome())
 }
 
 enum Read {
@@ -207,7 +209,7 @@ mod tests {
         let mut deadline = None;
         let judged = pin!(judge(response, &mut deadline));
         let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
-        let Poll::Ready(Word::Made(status)) = judged.poll(&mut cx) else {
+        let Poll::Ready(Word::Made(status, _)) = judged.poll(&mut cx) else {
             panic!("it waits, or the server gave a status");
         };
         assert_eq!(status.code(), Code::Unavailable);

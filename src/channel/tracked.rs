@@ -117,6 +117,8 @@ pub(super) struct Tracking<N> {
     pub(super) in_flight: InFlight<N>,
     pub(super) deadline: Option<Deadline>,
     pub(super) labels: Labels,
+    /// The head said OK already: the end need not say more.
+    pub(super) ok: bool,
 }
 
 impl<N> Tracking<N> {
@@ -128,6 +130,14 @@ impl<N> Tracking<N> {
                 self.in_flight.end(Outcome::Answered(code));
                 Ok(())
             }
+        }
+    }
+
+    /// The code of an end that has no status of its own.
+    fn unsaid(&self) -> StatusCode {
+        match self.ok {
+            true => StatusCode::OK,
+            false => StatusCode::new(Failure::NoStatus.verdict(Phase::Answering).code as u8),
         }
     }
 
@@ -158,16 +168,21 @@ impl<N: Connection> ResponseBody<N> {
         inner: N::Body,
         tracking: Tracking<N>,
     ) -> Result<Self, Status> {
-        let call = match trailers::read(head) {
-            None => Some(tracking),
+        let ok = match trailers::read(head) {
+            None => false,
+            // Against the protocol, and still read by tonic, which then asks for no trailers: so the call goes on,
+            // within its deadline.
+            Some(StatusCode::OK) if !inner.is_end_stream() => true,
             Some(code) => {
+                // Not left to the server to end: the slot would be held as long as it likes.
+                drop(inner);
                 tracking.answered(code)?;
-                None
+                return Ok(Self::default());
             }
         };
         Ok(Self {
             inner: Some(inner),
-            call,
+            call: Some(Tracking { ok, ..tracking }),
         })
     }
 }
@@ -215,14 +230,13 @@ impl<N: Connection> Body for ResponseBody<N> {
         Poll::Ready(match ready!(polled) {
             Some(Ok(mut frame)) => {
                 if let Some(trailers) = frame.trailers_mut() {
-                    let missing = Failure::NoStatus.verdict(Phase::Answering).code;
-                    let code =
-                        trailers::read(trailers).unwrap_or_else(|| StatusCode::new(missing as u8));
+                    let said = trailers::read(trailers);
                     this.inner.set(None);
-                    if let Some(call) = this.call.take()
-                        && let Err(status) = call.answered(code)
-                    {
-                        return Poll::Ready(Some(Err(status)));
+                    if let Some(call) = this.call.take() {
+                        let code = said.unwrap_or_else(|| call.unsaid());
+                        if let Err(status) = call.answered(code) {
+                            return Poll::Ready(Some(Err(status)));
+                        }
                     }
                 } else if this.call.as_ref().is_some_and(Tracking::is_late) {
                     // A reader slower than the server never waits, so the timer is never asked.
@@ -254,8 +268,8 @@ impl<N: Connection> Body for ResponseBody<N> {
                 this.inner.set(None);
                 if let Some(call) = this.call.take() {
                     // No trailers: tonic makes the same of it.
-                    let verdict = Failure::NoStatus.verdict(Phase::Answering);
-                    call.in_flight.end(verdict.outcome());
+                    let code = call.unsaid();
+                    call.in_flight.end(Outcome::Answered(code));
                 }
                 None
             }

@@ -287,7 +287,7 @@ fn failed(status: Status, reached: Reached) -> CallError {
 
 /// What the caller itself did wrong, before the server could say anything.
 fn own(failure: Failure, text: String) -> CallError {
-    let Verdict { code, reached } = failure.verdict(Phase::Opening);
+    let Verdict { code, reached, .. } = failure.verdict(Phase::Opening);
     failed(Status::new(code, text), reached)
 }
 

@@ -76,6 +76,8 @@ pub(crate) struct Verdict {
     pub(crate) code: Code,
     /// Whether the server can have seen the call, and so whether it may go elsewhere.
     pub(crate) reached: Reached,
+    /// What the endpoint's load counts it as.
+    counted: Code,
 }
 
 impl Failure {
@@ -114,7 +116,16 @@ impl Failure {
                 (Code::Unknown, Reached::Maybe)
             }
         };
-        Verdict { code, reached }
+        // No method said so: a web server's quick 404 must not look like a quick answer.
+        let counted = match self {
+            Self::Http(_) if !StatusCode::new(code as u8).is_server_fault() => Code::Unknown,
+            _ => code,
+        };
+        Verdict {
+            code,
+            reached,
+            counted,
+        }
     }
 
     /// What the caller is told, in these words.
@@ -145,7 +156,7 @@ impl Failure {
 impl Verdict {
     /// How the endpoint's load counts it, where it ends the call.
     pub(crate) fn outcome(self) -> Outcome {
-        outcome(StatusCode::new(self.code as u8), self.reached)
+        outcome(StatusCode::new(self.counted as u8), self.reached)
     }
 }
 
@@ -162,7 +173,7 @@ pub(crate) fn outcome(code: StatusCode, reached: Reached) -> Outcome {
 /// What `error` means for a call on `link`. The status is ours, and carries no error of h2: what tonic would make of one
 /// depends on its features.
 pub(super) fn judge(error: &h2::Error, phase: Phase, link: &Link) -> (Status, Reached) {
-    let Verdict { code, reached } = Failure::of(error, phase, link).verdict(phase);
+    let Verdict { code, reached, .. } = Failure::of(error, phase, link).verdict(phase);
     (Status::new(code, text(error, link)), reached)
 }
 

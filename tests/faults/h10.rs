@@ -13,7 +13,7 @@ use tonic::{Code, Request, Status};
 
 use crate::Fleet;
 use crate::balanced::{all_ready, clean, in_flight, over, ready, report, until};
-use crate::frames::{self, FrameServer, Script, Step, code};
+use crate::frames::{self, END_HEADERS, END_STREAM, FrameServer, Script, Step, block, code, kind};
 use crate::rig::clean::{Footprint, alone};
 use crate::rig::greeter::Options;
 use crate::rig::greeter::proto::greeter_client::GreeterClient;
@@ -275,20 +275,20 @@ fn h10_in_the_middle_of_the_request() {
 #[test]
 fn h10_a_server_that_ends_it_first() {
     alone(async {
-        let late = Step::Pause(DEADLINE * 2);
         let message = Step::Message(Bytes::new());
         for ending in [
-            vec![late.clone(), Step::TrailersOnly(1)],
-            vec![late.clone(), Step::Reset(code::CANCEL)],
+            vec![Step::TrailersOnly(1)],
+            vec![Step::Reset(code::CANCEL)],
+            vec![Step::Headers, message.clone(), Step::Trailers(1)],
+            vec![Step::Headers, message, Step::Reset(code::CANCEL)],
+            // A proxy that says so below a page.
             vec![
-                Step::Headers,
-                message.clone(),
-                late.clone(),
-                Step::Trailers(1),
+                Step::Head(502, &[("content-type", "text/html")]),
+                Step::Data(Bytes::from_static(b"late")),
+                Step::LastFields(&[("grpc-status", "1")]),
             ],
-            vec![Step::Headers, message, late, Step::Reset(code::CANCEL)],
         ] {
-            let status = cancelled_by_server(ending.clone(), DEADLINE * 3).await;
+            let status = cancelled_by_server(ending.clone(), DEADLINE, DEADLINE).await;
             assert_eq!(
                 status.code(),
                 Code::DeadlineExceeded,
@@ -306,36 +306,106 @@ fn h10_a_server_that_ends_it_first() {
 #[test]
 fn h10_control_a_server_may_cancel_in_time() {
     alone(async {
-        let status = cancelled_by_server(vec![Step::TrailersOnly(1)], Duration::ZERO).await;
-        assert_eq!(status.code(), Code::Cancelled, "{status:?}");
-        let ending = vec![
-            Step::Headers,
-            Step::Message(Bytes::new()),
-            Step::Trailers(1),
-        ];
-        let status = cancelled_by_server(ending, Duration::ZERO).await;
-        assert_eq!(status.code(), Code::Cancelled, "{status:?}");
+        let ample = DEADLINE * 200;
+        for ending in [
+            vec![Step::TrailersOnly(1)],
+            vec![
+                Step::Headers,
+                Step::Message(Bytes::new()),
+                Step::Trailers(1),
+            ],
+            vec![
+                Step::Head(502, &[("content-type", "text/html")]),
+                Step::LastFields(&[("grpc-status", "1")]),
+            ],
+        ] {
+            let status = cancelled_by_server(ending, ample, Duration::ZERO).await;
+            assert_eq!(status.code(), Code::Cancelled, "{status:?}");
+        }
     });
 }
 
-/// A call that its caller looks at first, and not again for so long.
-async fn cancelled_by_server(ending: Vec<Step>, unseen: Duration) -> Status {
+/// A call that its caller looks at first, and not again before its end has come and then for so long.
+async fn cancelled_by_server(ending: Vec<Step>, deadline: Duration, unseen: Duration) -> Status {
     let before = Footprint::take();
     let server = FrameServer::start(Script {
-        stream: frames::stream(move |_| ending.clone()),
+        // By hand: an answer that is quick enough is there at the first look.
+        stream: frames::stream(|_| Vec::new()),
         ..Script::default()
     })
     .await;
     let channel = ready(over(&[server.address()])).await;
     let mut request = Request::new(HelloRequest::default());
-    request.set_timeout(DEADLINE);
+    request.set_timeout(deadline);
     let mut client = GreeterClient::new(channel.clone());
     let mut call = Box::pin(client.say_hello(request));
     let mut cx = Context::from_waker(Waker::noop());
     assert!(call.as_mut().poll(&mut cx).is_pending());
+    let peer = server.peer(0).await;
+    let id = peer.wait(|frame| frame.is(kind::HEADERS)).await.stream;
+    peer.play(id, ending).await;
     tokio::time::sleep(unseen).await;
     let status = call.await.expect_err("the server ended it");
     drop(client);
     clean(channel, server, &before).await;
     status
+}
+
+/// A head with a status that is not the end of the stream, against the protocol, and the stream left open: the call
+/// still is over in time, and its slot, the only one, free. The control: what tonic reads after an OK in the head still
+/// arrives.
+#[test]
+fn h10_after_a_head_that_is_not_the_end() {
+    alone(async {
+        let deadline = Duration::from_millis(300);
+        let before = Footprint::take();
+        for (status, expected) in [("0", Code::DeadlineExceeded), ("13", Code::Internal)] {
+            let head = || {
+                let fields = [
+                    ("content-type", "application/grpc"),
+                    ("grpc-status", status),
+                ];
+                let block = Bytes::from(block(&fields, true));
+                Step::Frame(kind::HEADERS, END_HEADERS, block)
+            };
+            let whole = move || {
+                let end = Step::Frame(kind::DATA, END_STREAM, Bytes::new());
+                vec![head(), Step::Message(Bytes::new()), end]
+            };
+            let server = FrameServer::start(Script {
+                limit: Some(1),
+                stream: frames::stream(move |call| match call.nth {
+                    0 => vec![Step::UntilEnd, head()],
+                    _ => [vec![Step::UntilEnd], whole()].concat(),
+                }),
+                ..Script::default()
+            })
+            .await;
+            let channel = ready(over(&[server.address()])).await;
+            let client = GreeterClient::new(channel.clone());
+            let call = |timeout| {
+                let mut request = Request::new(HelloRequest::default());
+                request.set_timeout(timeout);
+                let mut client = client.clone();
+                let call = async move { client.say_hello(request).await };
+                tokio::time::timeout(frames::PATIENCE, call)
+            };
+            let told = call(deadline).await.expect("it hangs past its deadline");
+            let told = told.expect_err("there is no message");
+            assert_eq!(told.code(), expected, "{told:?}");
+            let peer = server.peer(0).await;
+            let reset = peer.wait(|frame| frame.is(kind::RST_STREAM)).await;
+            assert_eq!(reset.code(), code::CANCEL);
+            let next = call(frames::PATIENCE).await.expect("the slot is free");
+            assert_eq!(next.is_ok(), status == "0", "{next:?}");
+            let endpoint = &channel.endpoints()[0];
+            let ended = |code| endpoint.outcome(code);
+            match status {
+                "0" => assert_eq!((ended(expected), ended(Code::Ok)), (1, 1), "{endpoint:?}"),
+                _ => assert_eq!(ended(expected), 2, "{endpoint:?}"),
+            }
+            drop(client);
+            clean(channel, server, &before).await;
+        }
+    });
 }

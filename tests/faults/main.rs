@@ -30,6 +30,8 @@ use equipoise::balancer::Backoff;
 use equipoise::{Builder, Channel, Connectivity, Endpoint, EndpointStatus};
 use rig::clean::Footprint;
 use rig::greeter::Options;
+use rig::greeter::proto::HelloRequest;
+use rig::greeter::proto::greeter_client::GreeterClient;
 use rig::ledger::{Call, Ledger};
 use rig::process::ServerProcess;
 use tonic::Code;
@@ -112,6 +114,23 @@ async fn all_ready(addresses: &[SocketAddr]) -> Channel {
         .build()
         .expect("the settings are in range");
     until("every endpoint is ready", || is_ready(&channel)).await;
+    channel
+}
+
+/// The same, with `last` in the list only when calls are sent to one of the `first`. A connection is ready up to 5 ms before
+/// calls are sent there; until then others are all there is, also for a call that would rather stay away from them.
+async fn all_ready_after(first: &[SocketAddr], last: SocketAddr) -> Channel {
+    let channel = all_ready(first).await;
+    let mut client = GreeterClient::new(channel.clone());
+    let answer = client.say_hello(HelloRequest::default()).await;
+    answer.expect("the first are well");
+    let all = first.iter().copied().chain([last]);
+    let set = channel.set_endpoints(all.map(Endpoint::from));
+    set.expect("the list is in our hands");
+    until("all are ready", || {
+        channel.endpoints().len() > first.len() && is_ready(&channel)
+    })
+    .await;
     channel
 }
 

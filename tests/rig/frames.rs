@@ -451,6 +451,25 @@ impl Peer {
         let _ = self.orders.send(Order::Kill);
     }
 
+    /// Runs these steps on a stream by hand, and waits until the client has taken in what they sent.
+    pub async fn play(&self, id: u32, steps: Vec<Step>) {
+        let call = Call {
+            id,
+            nth: 0,
+            connection: 0,
+        };
+        let (_open, gate) = watch::channel(true);
+        self.clone().run(call, steps, gate).await;
+        // The answer to a ping comes when all before it was read.
+        let answers = |frames: &[Frame]| {
+            let answers = frames.iter().filter(|f| f.is(kind::PING) && f.is_ack());
+            answers.count()
+        };
+        let before = answers(&self.frames());
+        self.ping();
+        self.until(|frames| answers(frames) > before).await;
+    }
+
     /// Streams the client opened, in order.
     pub fn streams(&self) -> Vec<u32> {
         let record = self.record.borrow();

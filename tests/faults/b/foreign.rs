@@ -19,7 +19,7 @@ use crate::rig::greeter::proto::HelloRequest;
 use crate::rig::greeter::proto::greeter_client::GreeterClient;
 use crate::rig::greeter::tonic_endpoint;
 use crate::rig::load::Client;
-use crate::{all_ready, clean, reference, report, status, until};
+use crate::{all_ready, all_ready_after, clean, reference, report, status, until};
 
 const HTML: (&str, &str) = ("content-type", "text/html; charset=utf-8");
 const GRPC: (&str, &str) = ("content-type", "application/grpc+proto");
@@ -187,9 +187,14 @@ fn b16_answers_that_are_not_grpc() {
             }
         }
         let endpoint = status(&channel, server.address());
-        // Counted by their codes, so those that speak of the server are held against it.
+        // All that no gRPC server said is held against this one, whatever the caller was told: 401, 403 and 404 besides
+        // 200, 418 and 500.
         assert_eq!(endpoint.outcome(Code::Unavailable), 6, "{endpoint:?}");
-        assert_eq!(endpoint.outcome(Code::Unimplemented), 1, "{endpoint:?}");
+        assert_eq!(endpoint.outcome(Code::Unknown), 6, "{endpoint:?}");
+        assert_eq!(endpoint.outcome(Code::Unauthenticated), 0, "{endpoint:?}");
+        assert_eq!(endpoint.outcome(Code::Unimplemented), 0, "{endpoint:?}");
+        // But this was a proxy's own word.
+        assert_eq!(endpoint.outcome(Code::PermissionDenied), 1, "{endpoint:?}");
         assert_eq!(
             (endpoint.cancelled, endpoint.refused),
             (0, 0),
@@ -201,6 +206,56 @@ fn b16_answers_that_are_not_grpc() {
         );
         drop(server);
         clean(channel, &before).await;
+    });
+}
+
+/// A web server's quick 404 draws no calls, as a quick gRPC server would: that is the control. It gets one now and
+/// then, to see whether it has become better.
+#[test]
+fn b16_a_web_server_among_others_gets_only_trials() {
+    alone(async {
+        const CALLS: u64 = 400;
+        let before = Footprint::take();
+        for (status, trials_only) in [("404", true), ("401", true), ("403", true), ("200", false)] {
+            let mut servers = Vec::new();
+            for nth in 0..3 {
+                let script = stream(move |_| match (nth, status) {
+                    (0, "200") => Step::reply(b""),
+                    (0, "401") => vec![Step::LastHead(401, &[HTML])],
+                    (0, "403") => vec![Step::LastHead(403, &[HTML])],
+                    (0, _) => vec![Step::LastHead(404, &[HTML])],
+                    _ => {
+                        // Slower by far than the first.
+                        let mut slowly = vec![Step::Pause(Duration::from_millis(4))];
+                        slowly.extend(Step::reply(b""));
+                        slowly
+                    }
+                });
+                servers.push(
+                    FrameServer::start(Script {
+                        stream: script,
+                        ..Script::default()
+                    })
+                    .await,
+                );
+            }
+            let addresses: Vec<SocketAddr> = servers.iter().map(FrameServer::address).collect();
+            let channel = all_ready_after(&addresses[1..], addresses[0]).await;
+            let mut client = GreeterClient::new(channel.clone());
+            let mut failed = 0;
+            for _ in 0..CALLS {
+                failed += u64::from(client.say_hello(HelloRequest::default()).await.is_err());
+            }
+            let picks = crate::status(&channel, addresses[0]).picks;
+            println!("{status}: {picks} of {CALLS} calls, {failed} failed");
+            match trials_only {
+                true => assert!((1..=CALLS / 20).contains(&picks), "{status}: {picks}"),
+                false => assert!(picks > CALLS / 2, "{status}: {picks}"),
+            }
+            assert_eq!(failed, if trials_only { picks } else { 0 }, "{status}");
+            drop((client, servers));
+            clean(channel, &before).await;
+        }
     });
 }
 
