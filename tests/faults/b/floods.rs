@@ -14,7 +14,7 @@ use crate::rig::greeter::proto::HelloRequest;
 use crate::rig::greeter::proto::greeter_client::GreeterClient;
 use crate::rig::ledger::audit;
 use crate::rig::load::Load;
-use crate::{all_ready, all_ready_after, clean, status, until};
+use crate::{all_ready, clean, status, until};
 
 /// The most that a flood may take, in KiB.
 const MEMORY: usize = 4 * 1024;
@@ -108,9 +108,8 @@ fn b15_header_floods() {
         ];
         for (what, flood, survives) in floods() {
             let bad = flooding(flood).await;
-            let others = [good[0].address(), good[1].address()];
-            let channel = all_ready_after(&others, bad.address()).await;
-            let mut client = GreeterClient::new(channel.clone());
+            let addresses = [bad.address(), good[0].address(), good[1].address()];
+            let channel = all_ready(&addresses).await;
             // The best of three: neighbours in this process take memory, too.
             let mut grown = usize::MAX;
             for round in 0..3 {
@@ -132,6 +131,7 @@ fn b15_header_floods() {
                     request.extensions_mut().insert(there);
                     request
                 };
+                let mut client = GreeterClient::new(channel.clone());
                 let well = client.say_hello(there()).await;
                 well.expect("the first call of a connection is well");
                 // Sets the peak back to what is used now.
