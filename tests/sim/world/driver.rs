@@ -10,6 +10,8 @@ use super::{Connection, Dial, Dialled, Dialling, Job, Seat, World, number};
 
 impl World {
     pub(super) fn after_news(&mut self) {
+        // News of one endpoint may be the end of others: a bridge ends with the first that is ready.
+        self.checks.departed(&self.balancer);
         if self.settings.lag.is_zero() {
             self.pump();
         } else if !self.pumping {
@@ -20,7 +22,6 @@ impl World {
 
     pub(super) fn pump(&mut self) {
         let mut published = false;
-        self.checks.departed(&self.balancer);
         self.checks.events(&mut self.balancer);
         while let Some(action) = self.balancer.poll_action(self.now) {
             published |= self.act(action);
