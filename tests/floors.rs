@@ -247,6 +247,10 @@ fn the_innocent_are_left_alone() {
             "use std::time::Instant; use super::*;",
         ),
         (
+            "src/balancer/tests/lists.rs",
+            "use std::time::Instant; use super::*;",
+        ),
+        (
             "src/channel/mod.rs",
             "use crate::{balancer, clock::Clock, resolver, transport}; use tokio::sync;",
         ),
@@ -330,7 +334,7 @@ impl House {
             .collect();
         let mut offences = Vec::new();
         for found in paths(&tokens(text), &module) {
-            let in_test = found.in_test || path.ends_with("/tests.rs");
+            let in_test = found.in_test || path.ends_with("/tests.rs") || path.contains("/tests/");
             let complaint = self.order(here, &found.path).or_else(|| {
                 match PURE.contains(&here) && path != CLOCK {
                     true => impurity(&found, in_test),

@@ -1,3 +1,5 @@
+//! The policy as its balancer sees it: who is picked, who is dialled, against a picker by brute force.
+
 use super::super::world;
 use super::*;
 use crate::load::{Cells, Load, Scoring};
