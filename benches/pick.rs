@@ -228,6 +228,7 @@ fn ours<P: Policy>(
             id: EndpointId::new(slot as u32, 1),
             state: Connectivity::Ready,
             weight: 1,
+            place: Some(slot),
             endpoint: Arc::new(Endpoint::from(std::net::SocketAddr::from((
                 [10, 0, 0, 1],
                 1 + slot as u16,

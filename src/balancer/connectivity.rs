@@ -27,8 +27,7 @@ const OF_USE: u64 = 100;
 pub(super) struct Link {
     live: Vec<Live>,
     dial: Dial,
-    /// The policy wants it connected.
-    wanted: bool,
+    wish: Wish,
     /// A call asked for it; good for one pass.
     asked: bool,
     /// The last thing that happened to it was a failure: TRANSIENT_FAILURE until it is ready again.
@@ -38,6 +37,17 @@ pub(super) struct Link {
     /// Its last connection was short-lived and it was dialled again at once all the same.
     spared: bool,
     why: Option<ConnectError>,
+}
+
+/// What the policies wish for an endpoint, the least first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Wish {
+    /// That it have no connection.
+    LetGo,
+    /// Nothing: what it has it keeps.
+    Keep,
+    /// That it be connected.
+    Connect,
 }
 
 #[derive(Debug)]
@@ -79,8 +89,8 @@ enum Next {
 /// What an endpoint can hear.
 #[derive(Debug)]
 pub(super) enum News {
-    /// Whether the policy wants it connected.
-    Wanted(bool),
+    /// What the policies wish for it.
+    Wished(Wish),
     /// A call waits for it.
     Asked,
     /// Its deadline may have passed.
@@ -123,7 +133,7 @@ impl Link {
         Self {
             live: Vec::new(),
             dial: Dial::None,
-            wanted: false,
+            wish: Wish::Keep,
             asked: false,
             failed: false,
             failures: 0,
@@ -147,8 +157,8 @@ impl Link {
         }
     }
 
-    pub(super) fn is_wanted(&self) -> bool {
-        self.wanted
+    pub(super) fn wish(&self) -> Wish {
+        self.wish
     }
 
     pub(super) fn connections(&self) -> usize {
@@ -222,13 +232,24 @@ impl Link {
         let mut effects = Effects::default();
         self.forgive(&around);
         match (news, &mut self.dial) {
-            (News::Wanted(wanted), dial) => {
-                self.wanted = wanted;
+            (News::Wished(Wish::LetGo), dial) => {
+                self.wish = Wish::LetGo;
+                self.asked = false;
+                effects.retire = self.live.drain(..).map(|live| live.name).collect();
+                // What failed has time to get well before anybody asks again; the backoff goes on.
+                self.failed = false;
+                if let Dial::Attempting { under_way, .. } = dial {
+                    effects.abandon.append(under_way);
+                    *dial = Dial::None;
+                }
+            }
+            (News::Wished(wish), dial) => {
+                self.wish = wish;
                 // A pass that is only waiting for its first turn is called off; one that has begun is
                 // seen through, or wishes that come and go would get around the backoff.
                 let unbegun = matches!(dial, Dial::Attempting { untried, under_way, .. }
                     if under_way.is_empty() && untried.len() == around.endpoint.addresses().len());
-                if !wanted && !self.asked && unbegun {
+                if wish == Wish::Keep && !self.asked && unbegun {
                     *dial = Dial::None;
                 }
             }
@@ -329,7 +350,7 @@ impl Link {
 
     /// Starts a pass when one is wanted and nothing stands in its way; says whether it did.
     fn start_if_needed(&mut self, endpoint: &Endpoint) -> bool {
-        let missing = self.live.is_empty() && (self.wanted || self.asked);
+        let missing = self.live.is_empty() && (self.wish == Wish::Connect || self.asked);
         // In use, or it would not wear: it is replaced whoever wants it.
         let worn = self.live.iter().any(|live| live.worn);
         if !matches!(self.dial, Dial::None) || !(missing || worn) {
@@ -462,7 +483,7 @@ mod tests {
 
         fn connected(millis: u64) -> (Self, AttemptId) {
             let mut bench = Self::new(&["10.0.0.1:1"]);
-            assert!(bench.tell(millis, News::Wanted(true)).join_line);
+            assert!(bench.tell(millis, News::Wished(Wish::Connect)).join_line);
             let name = bench.dial(millis);
             assert_eq!(
                 bench.tell(millis, News::Connected(name)),
@@ -523,7 +544,7 @@ mod tests {
     fn nobody_dials_what_nobody_wants() {
         let mut bench = Bench::new(&["10.0.0.1:1"]);
         assert_eq!(bench.link.state(), Idle);
-        assert_eq!(bench.tell(0, News::Wanted(false)), Effects::default());
+        assert_eq!(bench.tell(0, News::Wished(Wish::Keep)), Effects::default());
         assert_eq!(bench.turn(0), None);
         assert_eq!(bench.at(), None);
     }
@@ -531,7 +552,7 @@ mod tests {
     #[test]
     fn addresses_are_tried_a_stagger_apart() {
         let mut bench = Bench::new(&["10.0.0.1:1", "10.0.0.2:1", "10.0.0.3:1"]);
-        assert!(bench.tell(0, News::Wanted(true)).join_line);
+        assert!(bench.tell(0, News::Wished(Wish::Connect)).join_line);
         assert_eq!(bench.link.state(), Connecting);
         let (a, address) = bench.turn(0).unwrap();
         assert_eq!(address, "10.0.0.1:1");
@@ -551,7 +572,7 @@ mod tests {
     #[test]
     fn a_failure_brings_the_next_address_at_once() {
         let mut bench = Bench::new(&["10.0.0.1:1", "10.0.0.2:1"]);
-        bench.tell(0, News::Wanted(true));
+        bench.tell(0, News::Wished(Wish::Connect));
         let a = bench.dial(0);
         let effects = bench.tell(3, News::Failed(a, why()));
         assert!(effects.join_line && !effects.resolve);
@@ -568,7 +589,7 @@ mod tests {
     #[test]
     fn the_pass_waits_for_an_attempt_still_under_way() {
         let mut bench = Bench::new(&["10.0.0.1:1", "10.0.0.2:1"]);
-        bench.tell(0, News::Wanted(true));
+        bench.tell(0, News::Wished(Wish::Connect));
         let a = bench.dial(0);
         bench.tell(250, News::Tick);
         let b = bench.dial(250);
@@ -581,7 +602,7 @@ mod tests {
     #[test]
     fn failures_wait_longer_and_longer_and_look_failed_meanwhile() {
         let mut bench = Bench::new(&["10.0.0.1:1"]);
-        bench.tell(0, News::Wanted(true));
+        bench.tell(0, News::Wished(Wish::Connect));
         for (dialled, again) in [(0, 1_000), (1_000, 2_600), (2_600, 5_160), (5_160, 9_256)] {
             let name = bench.dial(dialled);
             bench.tell(dialled, News::Failed(name, why()));
@@ -609,7 +630,7 @@ mod tests {
     #[test]
     fn having_been_ready_ends_the_failure() {
         let mut bench = Bench::new(&["10.0.0.1:1"]);
-        bench.tell(0, News::Wanted(true));
+        bench.tell(0, News::Wished(Wish::Connect));
         let name = bench.dial(0);
         bench.tell(0, News::Failed(name, why()));
         bench.tell(1_000, News::Tick);
@@ -684,7 +705,7 @@ mod tests {
     #[test]
     fn one_lost_that_nobody_wants_is_left_alone() {
         let (mut bench, name) = Bench::connected(0);
-        bench.tell(10, News::Wanted(false));
+        bench.tell(10, News::Wished(Wish::Keep));
         assert_eq!(bench.link.state(), Ready, "it keeps what it has");
         let effects = bench.tell(900, News::Lost(name, why()));
         assert!(effects.resolve && !effects.join_line);
@@ -715,7 +736,7 @@ mod tests {
     #[test]
     fn a_worn_one_is_replaced_whoever_wants_it() {
         let (mut bench, old) = Bench::connected(0);
-        bench.tell(1_000, News::Wanted(false));
+        bench.tell(1_000, News::Wished(Wish::Keep));
         assert!(bench.tell(5_000, News::Worn(old)).join_line);
         let new = bench.dial(5_000);
         bench.tell(5_000, News::Failed(new, why()));
@@ -798,18 +819,18 @@ mod tests {
     #[test]
     fn a_wish_withdrawn_calls_off_only_what_has_not_begun() {
         let mut bench = Bench::new(&["10.0.0.1:1", "10.0.0.2:1"]);
-        bench.tell(0, News::Wanted(true));
-        bench.tell(0, News::Wanted(false));
+        bench.tell(0, News::Wished(Wish::Connect));
+        bench.tell(0, News::Wished(Wish::Keep));
         assert_eq!((bench.link.state(), bench.turn(0)), (Idle, None));
-        assert!(bench.tell(0, News::Wanted(true)).join_line);
+        assert!(bench.tell(0, News::Wished(Wish::Connect)).join_line);
         let a = bench.dial(0);
         bench.tell(1, News::Failed(a, why()));
-        bench.tell(2, News::Wanted(false));
+        bench.tell(2, News::Wished(Wish::Keep));
         let b = bench.dial(2);
         bench.tell(3, News::Failed(b, why()));
         assert_eq!(bench.at(), Some(1_003));
         assert!(!bench.tell(1_003, News::Tick).join_line);
-        bench.tell(1_004, News::Wanted(true));
+        bench.tell(1_004, News::Wished(Wish::Connect));
         assert_eq!(bench.link.state(), TransientFailure);
         assert!(bench.turn(1_004).is_some());
     }

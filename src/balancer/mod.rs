@@ -37,7 +37,7 @@ use crate::policy::{Pickers, Policy};
 use crate::rng::Rng;
 use crate::timestamp::Timestamp;
 
-use connectivity::{Around, Effects, News};
+use connectivity::{Around, Effects, News, Wish};
 use pace::Pace;
 use policies::Policies;
 use table::Table;
@@ -65,6 +65,8 @@ pub struct Balancer {
     bridge: Option<Timestamp>,
     /// When the empty list takes effect that the resolver gave.
     kept: Option<Timestamp>,
+    /// When a policy wants to be asked again.
+    wake: Option<Timestamp>,
     resolved: Resolved,
     stale: Stale,
     published: Option<(Timestamp, Pickers)>,
@@ -154,6 +156,7 @@ impl Balancer {
             joining: Vec::new(),
             bridge: None,
             kept: None,
+            wake: None,
             resolved: Resolved::Nothing,
             stale: Stale::No,
             published: None,
@@ -218,7 +221,7 @@ impl Balancer {
         let policies = &mut self.policies;
         let loads = |slot| policies.loads(slot);
         let change = self.table.replace(list, bridged, loads, now);
-        if first || !change.opened.is_empty() {
+        if first || change.moved || !change.opened.is_empty() {
             self.stale = self.stale.max(Stale::Members);
         }
         let removed = change.closed.len();
@@ -292,6 +295,10 @@ impl Balancer {
             self.tell(id, News::Tick, now);
         }
         self.depart_by_time(now);
+        if self.wake.is_some_and(|at| at <= now) {
+            self.wake = None;
+            self.stale = self.stale.max(Stale::Members);
+        }
         if self.kept.is_some_and(|until| until <= now) {
             self.take_up(Vec::new(), now);
         }
@@ -319,7 +326,14 @@ impl Balancer {
         let deadline = self.deadlines.first().map(|&(at, _)| at);
         let publication = self.publication_due();
         let turn = self.pace.next_turn();
-        let timers = [deadline, publication, turn, self.bridge, self.kept];
+        let timers = [
+            deadline,
+            publication,
+            turn,
+            self.bridge,
+            self.kept,
+            self.wake,
+        ];
         timers.into_iter().flatten().min()
     }
 
@@ -433,7 +447,7 @@ impl Balancer {
                 _ => Stale::Members,
             };
             self.stale = self.stale.max(urgency);
-            let leaving = row.leaving;
+            let leaving = row.place.is_none();
             if to == Connectivity::Ready {
                 self.joining.push(id);
             }
@@ -509,16 +523,17 @@ impl Balancer {
     fn decide(&mut self, now: Timestamp) -> Pickers {
         self.welcome(now);
         let decisions = self.policies.decide(self.table.rows(), now, &mut self.rng);
-        let wanted = decisions.connect;
-        let changed: Vec<(EndpointId, bool)> = self
+        let wishes = decisions.wishes;
+        self.wake = decisions.wake;
+        let changed: Vec<(EndpointId, Wish)> = self
             .table
             .rows()
-            .map(|row| (row, wanted.as_ref().is_none_or(|ids| ids.contains(&row.id))))
-            .filter(|(row, wanted)| row.link.is_wanted() != *wanted)
-            .map(|(row, wanted)| (row.id, wanted))
+            .map(|row| (row, wishes.of(row.id)))
+            .filter(|(row, wish)| row.link.wish() != *wish)
+            .map(|(row, wish)| (row.id, wish))
             .collect();
-        for (id, wanted) in changed {
-            self.tell(id, News::Wanted(wanted), now);
+        for (id, wish) in changed {
+            self.tell(id, News::Wished(wish), now);
         }
         decisions.pickers
     }

@@ -8,6 +8,7 @@ use crate::policy::{Connect, Member, Pickers, Policy};
 use crate::rng::Rng;
 use crate::timestamp::Timestamp;
 
+use super::connectivity::Wish;
 use super::table::Row;
 
 /// At least one policy, by number.
@@ -41,8 +42,51 @@ impl Scored {
 pub(super) struct Decisions {
     /// By the number of the policy.
     pub(super) pickers: Pickers,
-    /// Who should be connected, as far as any of them says; everyone, when `None`.
-    pub(super) connect: Option<BTreeSet<EndpointId>>,
+    pub(super) wishes: Wishes,
+    /// When to ask them again, at the latest.
+    pub(super) wake: Option<Timestamp>,
+}
+
+/// What is wished for each endpoint: the most that any policy wishes for it.
+#[derive(Debug)]
+pub(super) struct Wishes {
+    /// Everyone, when `None`.
+    connect: Option<BTreeSet<EndpointId>>,
+    /// Of the others.
+    otherwise: Wish,
+}
+
+impl Wishes {
+    /// Of no policy.
+    fn none() -> Self {
+        Self {
+            connect: Some(BTreeSet::new()),
+            otherwise: Wish::LetGo,
+        }
+    }
+
+    fn add(&mut self, connect: Connect) {
+        let (ids, otherwise) = match connect {
+            Connect::All => {
+                self.connect = None;
+                return;
+            }
+            Connect::Only(ids) => (ids, Wish::Keep),
+            Connect::Exactly(ids) => (ids, Wish::LetGo),
+        };
+        self.otherwise = self.otherwise.max(otherwise);
+        if let Some(wanted) = &mut self.connect {
+            wanted.extend(ids);
+        }
+    }
+
+    pub(super) fn of(&self, id: EndpointId) -> Wish {
+        match &self.connect {
+            None => Wish::Connect,
+            Some(ids) if ids.contains(&id) => Wish::Connect,
+            Some(_) => self.otherwise,
+        }
+    }
 }
 
 impl Policies {
@@ -74,7 +118,8 @@ impl Policies {
         rng: &mut Rng,
     ) -> Decisions {
         let mut pickers = Vec::with_capacity(1 + self.more.len());
-        let mut connect = Some(BTreeSet::new());
+        let mut wishes = Wishes::none();
+        let mut wake = None;
         let all = std::iter::once(&mut self.first).chain(&mut self.more);
         for (number, scored) in all.enumerate() {
             let members: Vec<Member> = rows
@@ -83,23 +128,20 @@ impl Policies {
                     id: row.id,
                     state: row.state,
                     weight: row.endpoint.weight(),
+                    place: row.place,
                     endpoint: row.endpoint.clone(),
                     load: row.loads.of(number).clone(),
                 })
                 .collect();
             let decision = scored.policy.update(&members, now, rng);
             pickers.push(decision.picker);
-            connect = match (connect, decision.connect) {
-                (Some(mut wanted), Connect::Only(ids)) => {
-                    wanted.extend(ids);
-                    Some(wanted)
-                }
-                _ => None,
-            };
+            wishes.add(decision.connect);
+            wake = wake.into_iter().chain(decision.wake).min();
         }
         Decisions {
             pickers: pickers.into(),
-            connect,
+            wishes,
+            wake,
         }
     }
 }

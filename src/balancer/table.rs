@@ -26,8 +26,8 @@ pub(super) struct Row {
     pub(super) deadline: Option<Timestamp>,
     /// Whether it stands in the line of those who want to dial.
     pub(super) in_line: bool,
-    /// Not in the list any more, and in use until somebody who is in it can take calls.
-    pub(super) leaving: bool,
+    /// Where in the list it is. `None`: not in it any more, and in use until somebody who is can take calls.
+    pub(super) place: Option<usize>,
 }
 
 /// All endpoints, in slots. A slot keeps its place; its tenants change.
@@ -91,6 +91,8 @@ pub(super) struct Change {
     pub(super) opened: Vec<EndpointId>,
     /// How many of those are new.
     pub(super) added: usize,
+    /// Whether anybody who was there before has another place in the list, or none.
+    pub(super) moved: bool,
     /// Endpoints that have left.
     pub(super) closed: Vec<Row>,
     /// Endpoints that were listed again after their first mention.
@@ -154,12 +156,16 @@ impl Table {
                 .collect(),
             false => BTreeSet::new(),
         };
+        let mut moved = false;
         change.closed = self.keep(|identity, row| {
-            row.leaving = !listed.contains_key(identity);
+            let place = listed.get(identity).map(|&(place, _)| place);
+            moved |= row.place != place;
+            row.place = place;
             // Where another server has its address now, its connection leads to nobody in the list.
             let replaced = || identity.addresses.iter().any(|at| addresses.contains(at));
-            !row.leaving || (bridged && row.state == Connectivity::Ready && !replaced())
+            place.is_some() || (bridged && row.state == Connectivity::Ready && !replaced())
         });
+        change.moved = moved;
         // Newcomers take their slots in the order of the list, so that ids are easy to follow.
         let mut newcomers = Vec::new();
         for (identity, (place, endpoint)) in listed {
@@ -179,9 +185,9 @@ impl Table {
         newcomers.sort_unstable_by_key(|&(place, ..)| place);
         change.added = newcomers.len();
         let mut free = self.take_free(newcomers.len()).into_iter();
-        for (_, identity, endpoint) in newcomers {
+        for (place, identity, endpoint) in newcomers {
             let at = free.next().unwrap_or(self.slots.len());
-            let id = self.settle(at, endpoint, loads(at), now);
+            let id = self.settle(at, place, endpoint, loads(at), now);
             self.places.insert(identity, at);
             change.opened.push(id);
         }
@@ -211,13 +217,13 @@ impl Table {
             }
             stayed
         });
-        self.leaving = self.rows().filter(|row| row.leaving).count();
+        self.leaving = self.rows().filter(|row| row.place.is_none()).count();
         gone
     }
 
     /// Takes out those of the leaving who are `done`.
     pub(super) fn take_leaving(&mut self, done: impl Fn(&Row) -> bool) -> Vec<Row> {
-        self.keep(|_, row| !(row.leaving && done(row)))
+        self.keep(|_, row| !(row.place.is_none() && done(row)))
     }
 
     /// Whether anybody is on the way out.
@@ -243,6 +249,7 @@ impl Table {
     fn settle(
         &mut self,
         at: usize,
+        place: usize,
         endpoint: Endpoint,
         loads: Loads,
         now: Timestamp,
@@ -270,7 +277,7 @@ impl Table {
             since: now,
             deadline: None,
             in_line: false,
-            leaving: false,
+            place: Some(place),
         });
         id
     }

@@ -55,6 +55,7 @@ use crate::timestamp::Timestamp;
 ///         Decision {
 ///             picker: Arc::new(InOrder(ready.map(|m| m.id).collect(), hopeful)),
 ///             connect: Connect::All,
+///             wake: None,
 ///         }
 ///     }
 /// }
@@ -79,8 +80,9 @@ use crate::timestamp::Timestamp;
 /// # Ok::<(), equipoise::Error>(())
 /// ```
 pub trait Policy: Send + Debug {
-    /// Called with *all* members, in a stable order, whenever their set, their state, their
-    /// weight or their hash key has changed, and once at the beginning with whatever there is.
+    /// Called with *all* members, in an order that lists do not change, whenever their set, their state, their
+    /// weight, their hash key or their place in the list has changed, at the time of [`Decision::wake`], and once
+    /// at the beginning with whatever there is.
     fn update(&mut self, members: &[Member], now: Timestamp, rng: &mut Rng) -> Decision;
 
     /// What the endpoints' score cells should hold for this policy; asked once, at the beginning.
@@ -111,6 +113,9 @@ pub struct Decision {
     pub picker: Arc<dyn Picker>,
     /// Which members should be connected.
     pub connect: Connect,
+    /// When to ask again although nothing has changed; `None` waits for a change. A time that has passed is
+    /// taken for at once.
+    pub wake: Option<Timestamp>,
 }
 
 /// Which members a policy wants connected.
@@ -121,6 +126,9 @@ pub enum Connect {
     /// Only these; the others keep what they have, and are dialled when a pick asks for it, and before a
     /// connection of theirs wears out.
     Only(Vec<EndpointId>),
+    /// Only these; the others let go of what they have, once their calls are over, and call off their dials. Where
+    /// the channel has other policies, only what none of them uses or wants is let go.
+    Exactly(Vec<EndpointId>),
 }
 
 /// One endpoint as a policy sees it.
@@ -132,6 +140,9 @@ pub struct Member {
     pub state: Connectivity,
     /// The weight its operator gave it, at least 1.
     pub weight: u32,
+    /// Where in the list it stands. `None`: it has left the list, and is ready, and stays until one that is in it
+    /// is ready too.
+    pub place: Option<usize>,
     /// What the resolver said of it.
     pub endpoint: Arc<Endpoint>,
     /// Its live facts as this policy sees them, shared with the calls that change them.
@@ -204,6 +215,7 @@ fn among_ready<P: Picker + 'static>(
             false => Arc::new(picker(ready)),
         },
         connect: Connect::All,
+        wake: None,
     }
 }
 
@@ -261,6 +273,7 @@ mod tests {
             id: EndpointId::new(slot as u32, 1),
             state,
             weight: 1 + slot as u32 % 3,
+            place: Some(slot),
             endpoint: Arc::new(world::endpoint(slot)),
             load: Arc::new(Load::new(cells.cell(slot))),
         };

@@ -171,6 +171,7 @@ impl Policy for RingHash {
             return Decision {
                 picker: Arc::new(Unready(PickResult::Fail)),
                 connect: Connect::Only(Vec::new()),
+                wake: None,
             };
         };
         let seat = |&member: &usize| Seat {
@@ -203,6 +204,7 @@ impl Policy for RingHash {
         Decision {
             picker: Arc::new(picker),
             connect: Connect::Only(connect),
+            wake: None,
         }
     }
 

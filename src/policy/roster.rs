@@ -287,6 +287,7 @@ mod tests {
             id: EndpointId::new(slot as u32, 1),
             state: Connectivity::Ready,
             weight: 1,
+            place: Some(slot),
             endpoint: Arc::new(super::super::world::endpoint(slot)),
             load: Arc::new(Load::new(cells.cell(slot))),
         };

@@ -58,6 +58,7 @@ impl World {
             id: EndpointId::new(slot as u32, 1),
             state: Connectivity::Ready,
             weight: 1,
+            place: Some(slot),
             endpoint: Arc::new(endpoint(slot)),
             load: Arc::new(load),
         });

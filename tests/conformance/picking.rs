@@ -30,6 +30,7 @@ fn decide(policy: &mut RingHash, members: &[(&str, Connectivity)]) -> Decision {
             id: EndpointId::new(slot as u32, 0),
             state,
             weight: 1,
+            place: Some(slot),
             endpoint: Arc::new(Endpoint::new(address)),
             load: Arc::new(Load::new(cells.cell(slot))),
         }

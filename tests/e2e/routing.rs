@@ -37,6 +37,7 @@ impl Policy for Pinned {
         Decision {
             picker: Arc::new(To(ready.map(|member| member.id))),
             connect: Connect::Only(there.map(|member| member.id).into_iter().collect()),
+            wake: None,
         }
     }
 }

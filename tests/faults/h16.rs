@@ -169,6 +169,7 @@ impl Policy for InOrder {
         Decision {
             picker: Arc::new(First(ready.map(|m| m.id).collect())),
             connect: Connect::All,
+            wake: None,
         }
     }
 }

@@ -88,6 +88,7 @@ impl Policy for Reckless {
         Decision {
             picker: Arc::new(First(members.first().map(|member| member.id))),
             connect: Connect::All,
+            wake: None,
         }
     }
 }

@@ -36,6 +36,7 @@ impl Policy for Spy {
                 None => Connect::All,
                 Some(ids) => Connect::Only(ids.clone()),
             },
+            wake: None,
         }
     }
 

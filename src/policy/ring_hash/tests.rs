@@ -12,6 +12,7 @@ fn member(slot: usize, state: Connectivity, endpoint: Endpoint) -> Member {
         id: EndpointId::new(slot as u32, 1),
         state,
         weight: endpoint.weight(),
+        place: Some(slot),
         endpoint: Arc::new(endpoint),
         load: Arc::new(Load::new(Cells::new(Scoring::InFlight).cell(0))),
     }

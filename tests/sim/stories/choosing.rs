@@ -76,6 +76,7 @@ impl Policy for Naive {
         Decision {
             picker: Arc::new(NaivePicker(ready)),
             connect: Connect::All,
+            wake: None,
         }
     }
 }
@@ -159,6 +160,7 @@ impl Policy for LeaderFirst {
                 hopeful: !members.iter().all(failed),
             }),
             connect,
+            wake: None,
         }
     }
 }
@@ -230,6 +232,7 @@ impl Policy for OnDemand {
         Decision {
             picker: Arc::new(OnDemandPicker(members)),
             connect: Connect::Only(Vec::new()),
+            wake: None,
         }
     }
 }

@@ -1,0 +1,1 @@
+//! What the policies promise, over whole fleets: golden data, naive oracles, arbitrary sequences.
