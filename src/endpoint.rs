@@ -1,8 +1,8 @@
 //! What the balancer balances over: endpoints, their addresses, their names for one another.
 
 use std::borrow::Cow;
-use std::fmt;
 use std::collections::VecDeque;
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
