@@ -104,6 +104,7 @@ async fn the_old_policy_serves_until_the_new_one_has_somebody() {
     let at = |address: std::net::SocketAddr| Pinned(Address::from(address));
     let channel = Channel::from_endpoints(list)
         .policy(at(servers[0].address))
+        .timeout(crate::PATIENCE)
         .build()
         .unwrap();
     let mut client = GreeterClient::new(channel.clone());
@@ -230,4 +231,31 @@ async fn pick_first_uses_one_and_goes_on_to_the_next_when_it_is_lost() {
     }
     assert_eq!(channel.endpoints()[2].picks, 0);
     quiet(&channel).await;
+}
+
+/// Of three endpoints the first two swallow connections: two staggers, and the third serves.
+#[tokio::test]
+async fn pick_first_passes_black_holes_a_stagger_each() {
+    let holes = [holes::black_hole(), holes::black_hole()];
+    let a = server("a");
+    let mut list: Vec<_> = holes.iter().map(|hole| hole.address.into()).collect();
+    list.extend(endpoints(&[&a]));
+    let started = std::time::Instant::now();
+    let channel = Channel::from_endpoints(list)
+        .policy(PickFirst::default())
+        .timeout(crate::PATIENCE)
+        .build()
+        .unwrap();
+    let mut client = GreeterClient::new(channel.clone());
+    let reply = client.say_hello(HelloRequest::default()).await.unwrap();
+    let took = started.elapsed();
+    assert_eq!(reply.into_inner().server, "a");
+    // 700 ms on a quiet machine; the deadline of the call bounds it here.
+    println!("first answer after {took:?}");
+    assert!(took >= std::time::Duration::from_millis(500), "{took:?}");
+    until("the others are let go of", || {
+        let states: Vec<_> = channel.endpoints().iter().map(|e| e.state).collect();
+        states == [Connectivity::Idle, Connectivity::Idle, Connectivity::Ready]
+    })
+    .await;
 }
