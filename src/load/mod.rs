@@ -20,6 +20,7 @@ mod cells;
 mod histogram;
 mod loads;
 mod outcomes;
+mod reported;
 mod score;
 
 use std::fmt;
@@ -37,6 +38,7 @@ pub(crate) use score::handicap;
 
 use histogram::Histogram;
 use outcomes::Counters;
+use reported::Reported;
 use score::{Event, log2, log2_of, units};
 
 use crate::report::{Completion, Outcome};
@@ -96,6 +98,8 @@ pub struct Load {
     trial_due: AtomicU64,
     // Allocated when the first call ends: an endpoint that is never used stays small.
     record: OnceLock<Box<Record>>,
+    // Allocated at the first report: most servers make none.
+    reported: OnceLock<Box<Reported>>,
 }
 
 #[derive(Debug)]
@@ -114,14 +118,19 @@ impl Load {
             last_fault: AtomicU64::new(0),
             trial_due: AtomicU64::new(0),
             record: OnceLock::new(),
+            reported: OnceLock::new(),
         }
     }
 
     /// The endpoint has become ready, for the first time or again. Its score forgets what was, and
-    /// begins at `median`; it is on trial until its first answer. Counts stay.
+    /// begins at `median`; it is on trial until its first answer. What the server said of itself is forgotten,
+    /// but for the weight drawn from it: that waits for its blackout anew. Counts stay.
     pub fn join(&self, median: Option<Estimate>, now: Timestamp) {
         // Relaxed throughout: see `failed`.
         self.faults_in_a_row.store(0, Ordering::Relaxed);
+        if let Some(reported) = self.reported.get() {
+            reported.forget();
+        }
         self.cell.apply(match self.cell.shared().ascent {
             None => Event::Joined {
                 key: 0,
