@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::Scoring;
 use super::score::{Ascent, Event, Word, units};
@@ -40,6 +41,11 @@ impl Cells {
             shared: Arc::new(Shared::new(scoring)),
             chunks: Vec::new(),
         }
+    }
+
+    /// Whether bytes are to be measured for whoever compares these.
+    pub(crate) fn measured(&self) -> bool {
+        self.shared.bandwidth.is_some()
     }
 
     /// The cell of `slot`, as of an endpoint never heard of. The slot's former tenant must be gone:
@@ -118,6 +124,8 @@ impl Cell {
 pub(crate) struct Shared {
     /// How the key climbs with time; `None` where cells hold no latency.
     pub(crate) ascent: Option<Ascent>,
+    /// How long a sample of the bandwidth counts; `None` where none is taken.
+    pub(crate) bandwidth: Option<Duration>,
     pub(crate) floor: Floor,
     pub(crate) trials: Trials,
 }
@@ -126,8 +134,12 @@ impl Shared {
     fn new(scoring: Scoring) -> Self {
         Self {
             ascent: match scoring {
-                Scoring::InFlight => None,
+                Scoring::InFlight | Scoring::Bandwidth { .. } => None,
                 Scoring::Latency { window } => Some(Ascent::new(window)),
+            },
+            bandwidth: match scoring {
+                Scoring::InFlight | Scoring::Latency { .. } => None,
+                Scoring::Bandwidth { window } => Some(window),
             },
             floor: Floor::default(),
             trials: Trials::default(),

@@ -82,6 +82,11 @@ impl Loads {
         self.iter().for_each(|load| load.report(report, now));
     }
 
+    /// `total` bytes have passed between us and the endpoint so far: [`Load::measure`] for each policy.
+    pub fn measure(&self, total: u64, now: Timestamp) {
+        self.iter().for_each(|load| load.measure(total, now));
+    }
+
     /// Calls given to this endpoint that have not ended.
     pub fn in_flight(&self) -> u32 {
         self.first.in_flight()

@@ -19,6 +19,8 @@
 mod cells;
 mod histogram;
 mod loads;
+mod measured;
+mod number;
 mod outcomes;
 mod reported;
 mod score;
@@ -34,9 +36,11 @@ pub use loads::Loads;
 pub use outcomes::Outcomes;
 
 pub(crate) use cells::{CHUNK, Chunk, Shared};
+pub(crate) use measured::MEASURED_EVERY;
 pub(crate) use score::handicap;
 
 use histogram::Histogram;
+use measured::Flow;
 use outcomes::Counters;
 use reported::Reported;
 use score::{Event, log2, log2_of, units};
@@ -71,6 +75,12 @@ pub enum Scoring {
         /// How long it takes a peak to fade to 37 % of itself.
         window: Duration,
     },
+    /// Calls in flight, as above; and beside the score the bytes per second that pass between us and the endpoint are
+    /// measured ([`Load::bandwidth`]).
+    Bandwidth {
+        /// How long it takes a sample of the rate to fade to 37 % of itself.
+        window: Duration,
+    },
 }
 
 /// An endpoint's estimate of its latency, good for one thing: comparing it with those of endpoints of
@@ -100,6 +110,8 @@ pub struct Load {
     record: OnceLock<Box<Record>>,
     // Allocated at the first report: most servers make none.
     reported: OnceLock<Box<Reported>>,
+    // Allocated at the first measurement: most policies want none.
+    flow: OnceLock<Box<Flow>>,
 }
 
 #[derive(Debug)]
@@ -119,6 +131,7 @@ impl Load {
             trial_due: AtomicU64::new(0),
             record: OnceLock::new(),
             reported: OnceLock::new(),
+            flow: OnceLock::new(),
         }
     }
 
@@ -130,6 +143,9 @@ impl Load {
         self.faults_in_a_row.store(0, Ordering::Relaxed);
         if let Some(reported) = self.reported.get() {
             reported.forget();
+        }
+        if let Some(flow) = self.flow.get() {
+            flow.forget();
         }
         self.cell.apply(match self.cell.shared().ascent {
             None => Event::Joined {

@@ -1,9 +1,10 @@
 //! What the server said of itself, and for how long that holds.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use super::Load;
+use super::number::{Moment, Number};
 use crate::report::LoadReport;
 use crate::timestamp::Timestamp;
 
@@ -18,6 +19,8 @@ pub(super) struct Reported {
     // A report that leaves it out does not take it back.
     utilization: Number,
     utilization_at: Moment,
+    // When it came.
+    in_flight: AtomicU32,
     weight: Weight,
 }
 
@@ -53,6 +56,9 @@ impl Load {
         };
         reported.utilization.set(utilization);
         reported.utilization_at.set(now);
+        reported
+            .in_flight
+            .store(self.in_flight(), Ordering::Relaxed);
         if report.rps > 0.0 {
             reported.weight.set(utilization, &report, now);
         }
@@ -72,6 +78,15 @@ impl Load {
         let reported = self.reported.get()?;
         reported.utilization_at.within(now, expiration)?;
         Some(reported.utilization.get())
+    }
+
+    /// How many more calls are under way than when the server last said how full it is; before that, all of them.
+    pub(crate) fn calls_since_report(&self) -> u32 {
+        let then = self
+            .reported
+            .get()
+            .map(|reported| reported.in_flight.load(Ordering::Relaxed));
+        self.in_flight().saturating_sub(then.unwrap_or(0))
     }
 
     /// The weight that follows from what the server said of itself, by the rule of gRFC A58:
@@ -111,6 +126,7 @@ impl Reported {
     pub(super) fn forget(&self) {
         self.last.at.clear();
         self.utilization_at.clear();
+        self.in_flight.store(0, Ordering::Relaxed);
         // A58 keeps the weight itself.
         self.weight.non_empty_since.clear();
     }
@@ -152,50 +168,6 @@ impl Weight {
     fn get(&self, error_penalty: f64) -> f64 {
         let rps = self.rps.get();
         rps / (self.utilization.get() + error_penalty * self.eps.get() / rps)
-    }
-}
-
-/// A number that is read while it is written.
-#[derive(Debug, Default)]
-struct Number(AtomicU64);
-
-impl Number {
-    fn get(&self) -> f64 {
-        f64::from_bits(self.0.load(Ordering::Relaxed))
-    }
-
-    fn set(&self, value: f64) {
-        self.0.store(value.to_bits(), Ordering::Relaxed);
-    }
-}
-
-/// When something was, if it was.
-#[derive(Debug)]
-struct Moment(AtomicU64);
-
-impl Default for Moment {
-    fn default() -> Self {
-        Self(AtomicU64::new(Timestamp::MAX.as_nanos()))
-    }
-}
-
-impl Moment {
-    fn get(&self) -> Option<Timestamp> {
-        let at = Timestamp::from_nanos(self.0.load(Ordering::Relaxed));
-        (at != Timestamp::MAX).then_some(at)
-    }
-
-    /// The moment, if it is less than `expiration` ago.
-    fn within(&self, now: Timestamp, expiration: Duration) -> Option<Timestamp> {
-        self.get().filter(|&at| now.since(at) < expiration)
-    }
-
-    fn set(&self, at: Timestamp) {
-        self.0.store(at.as_nanos(), Ordering::Relaxed);
-    }
-
-    fn clear(&self) {
-        self.set(Timestamp::MAX);
     }
 }
 

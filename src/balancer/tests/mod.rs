@@ -1,6 +1,7 @@
 //! The balancer as its driver sees it: news in, actions out, literal times.
 
 mod lists;
+mod readings;
 
 use std::sync::Mutex;
 use std::time::Instant;
@@ -147,6 +148,7 @@ impl Bench {
                 Action::Close { id } => format!("close {id:?}"),
                 Action::Publish(publication) => format!("publish {}", publication.state),
                 Action::Resolve => "resolve".into(),
+                Action::Measure => "measure".into(),
             });
         }
         words
