@@ -97,7 +97,7 @@ pub use channel::{
 pub use endpoint::{Address, Connectivity, Endpoint, EndpointId};
 pub use error::{ConnectError, Error, ResolveError};
 pub use policy::{ClientIp, HashKey};
-pub use report::{Completion, Outcome, StatusCode};
+pub use report::{Completion, LoadReport, Outcome, StatusCode};
 pub use target::Target;
 pub use timestamp::Timestamp;
 #[cfg(feature = "tls")]

@@ -1,4 +1,4 @@
-//! How a call ended, in the few words the pure rooms need.
+//! What is learnt of an endpoint: how a call ended, and what the server said of itself.
 
 use std::time::Duration;
 
@@ -76,4 +76,104 @@ pub struct Completion {
     /// From opening the stream to the first message, or to the end where there was none; for a
     /// cancelled or expired call, the time it had taken by then.
     pub latency: Duration,
+}
+
+/// What a server said of itself: the figures of gRPC's backend metrics (ORCA, gRFC A51).
+///
+/// All are zero or more; zero stands for "not said", as in the message they come in. Whoever takes a report
+/// ignores what is not: a value that is negative, infinite or no number counts as not said, and so does a memory
+/// utilization above 1. More figures may be added: end a literal with `..LoadReport::default()`.
+///
+/// ```
+/// use equipoise::LoadReport;
+///
+/// let report = LoadReport {
+///     cpu_utilization: 0.4,
+///     rps: 120.0,
+///     ..LoadReport::default()
+/// };
+/// assert_eq!(report.utilization(), Some(0.4));
+/// ```
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LoadReport {
+    /// Share of its processors that is busy; above 1 where it may use more than it was promised.
+    pub cpu_utilization: f64,
+    /// How full it is by a measure of its own; 1 is full, and more is possible. Preferred to that of the processors.
+    pub application_utilization: f64,
+    /// Share of its memory in use, up to 1.
+    pub mem_utilization: f64,
+    /// Requests per second that it answers, of all its clients: `rps_fractional` in the message, QPS in gRPC's words.
+    pub rps: f64,
+    /// Errors per second among those.
+    pub eps: f64,
+}
+
+impl LoadReport {
+    /// How full the server is: by its own measure, else by its processors. `None` where it said neither.
+    pub fn utilization(&self) -> Option<f64> {
+        let both = [self.application_utilization, self.cpu_utilization];
+        both.into_iter()
+            .find(|&said| said > 0.0 && said.is_finite())
+    }
+
+    /// The same without what no server can mean.
+    pub(crate) fn sane(&self) -> Self {
+        let sane = |value: f64, most: f64| match value > 0.0 && value <= most {
+            true => value,
+            false => 0.0,
+        };
+        Self {
+            cpu_utilization: sane(self.cpu_utilization, f64::MAX),
+            application_utilization: sane(self.application_utilization, f64::MAX),
+            mem_utilization: sane(self.mem_utilization, 1.0),
+            rps: sane(self.rps, f64::MAX),
+            eps: sane(self.eps, f64::MAX),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_server_can_mean_counts_as_not_said() {
+        for bad in [-1.0, -0.0, f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            let report = LoadReport {
+                cpu_utilization: bad,
+                application_utilization: bad,
+                mem_utilization: bad,
+                rps: bad,
+                eps: bad,
+            };
+            assert_eq!(report.utilization(), None, "{bad}");
+            assert_eq!(report.sane(), LoadReport::default(), "{bad}");
+        }
+        let report = LoadReport {
+            cpu_utilization: 1.5,
+            application_utilization: 7.0,
+            mem_utilization: 1.0,
+            rps: 1e300,
+            eps: 1e-300,
+        };
+        assert_eq!(report.sane(), report);
+        let more_than_all = LoadReport {
+            mem_utilization: 1.01,
+            ..LoadReport::default()
+        };
+        assert_eq!(more_than_all.sane(), LoadReport::default());
+    }
+
+    #[test]
+    fn its_own_measure_is_preferred_to_that_of_the_processors() {
+        let report = |application_utilization, cpu_utilization| LoadReport {
+            application_utilization,
+            cpu_utilization,
+            ..LoadReport::default()
+        };
+        assert_eq!(report(0.5, 0.9).utilization(), Some(0.5));
+        assert_eq!(report(0.0, 0.9).utilization(), Some(0.9));
+        assert_eq!(report(f64::NAN, 0.9).utilization(), Some(0.9));
+        assert_eq!(report(-0.5, 0.0).utilization(), None);
+    }
 }

@@ -128,6 +128,9 @@ pub enum Action {
     Publish(Publication),
     /// Ask the resolver to look again: a connection was lost, or an endpoint used up its addresses.
     Resolve,
+    /// Count the bytes of every endpoint that has a seat, and say how many by
+    /// [`handle_traffic`](super::Balancer::handle_traffic). Every 250 ms, and only where a policy goes by them.
+    Measure,
 }
 
 /// What calls go by until the next one.

@@ -33,7 +33,9 @@ pub use backoff::Backoff;
 
 use crate::endpoint::{Connectivity, Endpoint, EndpointId};
 use crate::error::{ConnectError, ResolveError};
+use crate::load::MEASURED_EVERY;
 use crate::policy::{HashOn, Pickers, Policy};
+use crate::report::LoadReport;
 use crate::rng::Rng;
 use crate::timestamp::Timestamp;
 
@@ -67,6 +69,8 @@ pub struct Balancer {
     kept: Option<Timestamp>,
     /// When a policy wants to be asked again.
     wake: Option<Timestamp>,
+    /// When bytes are to be counted next, where a policy goes by them.
+    measure: Option<Timestamp>,
     resolved: Resolved,
     stale: Stale,
     published: Option<(Timestamp, Pickers, Arc<[HashOn]>)>,
@@ -157,6 +161,7 @@ impl Balancer {
             bridge: None,
             kept: None,
             wake: None,
+            measure: None,
             resolved: Resolved::Nothing,
             stale: Stale::No,
             published: None,
@@ -298,6 +303,21 @@ impl Balancer {
         known
     }
 
+    /// A server said how it is doing. News of an endpoint that has left is ignored.
+    pub fn handle_reading(&mut self, id: EndpointId, report: &LoadReport, now: Timestamp) {
+        if let Some(row) = self.table.get_mut(id) {
+            row.loads.report(report, now);
+        }
+    }
+
+    /// The answer to [`Action::Measure`] for one endpoint: `total` bytes have passed between us and it so far, both
+    /// directions and all its connections together. News of an endpoint that has left is ignored.
+    pub fn handle_traffic(&mut self, id: EndpointId, total: u64, now: Timestamp) {
+        if let Some(row) = self.table.get_mut(id) {
+            row.loads.measure(total, now);
+        }
+    }
+
     /// A deadline has passed.
     pub fn handle_timeout(&mut self, now: Timestamp) {
         while let Some(&(at, id)) = self.deadlines.first()
@@ -313,6 +333,10 @@ impl Balancer {
         if self.wake.is_some_and(|at| at <= now) {
             self.wake = None;
             self.stale = self.stale.max(Stale::Members);
+        }
+        if self.measure.is_some_and(|at| at <= now) {
+            self.measure = Some(now + MEASURED_EVERY);
+            self.actions.push_back(Action::Measure);
         }
         if self.kept.is_some_and(|until| until <= now) {
             self.take_up(Vec::new(), now);
@@ -348,6 +372,7 @@ impl Balancer {
             self.bridge,
             self.kept,
             self.wake,
+            self.measure,
         ];
         timers.into_iter().flatten().min()
     }
@@ -544,6 +569,8 @@ impl Balancer {
         let decisions = self.policies.decide(self.table.rows(), now, &mut self.rng);
         let wishes = decisions.wishes;
         self.wake = decisions.wake;
+        let measured = self.policies.measured() && self.table.rows().next().is_some();
+        self.measure = measured.then(|| self.measure.unwrap_or(now));
         let changed: Vec<(EndpointId, Wish)> = self
             .table
             .rows()

@@ -186,6 +186,12 @@ impl Policies {
             .collect()
     }
 
+    /// Whether any of them goes by the bytes that pass.
+    pub(super) fn measured(&self) -> bool {
+        let mut all = std::iter::once(&self.first).chain(&self.more);
+        all.any(|scored| scored.cells.measured())
+    }
+
     /// Asks them all.
     pub(super) fn decide<'a>(
         &mut self,

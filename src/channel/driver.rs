@@ -343,6 +343,12 @@ impl<C: Connector> Driver<C> {
                     self.publish(publication);
                 }
                 Action::Resolve => self.hints.look_again(),
+                Action::Measure => {
+                    for seat in self.seats.iter().flatten() {
+                        let total = seat.notes().traffic().total();
+                        self.balancer.handle_traffic(seat.id, total, now);
+                    }
+                }
             }
         }
         // Only now: until the new snapshot was out, picks could still name them.

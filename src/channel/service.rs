@@ -10,9 +10,10 @@ use tonic::Status;
 use tower_service::Service;
 use tracing::Instrument;
 
-use crate::endpoint::{Connectivity, Endpoint};
+use crate::endpoint::{Address, Connectivity, Endpoint};
 use crate::error::Error;
 use crate::policy::Policy;
+use crate::report::LoadReport;
 use crate::target::Target;
 use crate::transport::{Connector, Http2Connector};
 
@@ -166,6 +167,31 @@ impl<C: Connector> Channel<C> {
             .commands
             .send(Command::SetPolicy(number, policy))
             .map_err(|_| Error::closed())
+    }
+
+    /// Tells the channel's policies what the server at `address` said of itself, for those that go by it
+    /// ([`LeastUtilization`](crate::policy::LeastUtilization), [`LeastLoad`](crate::policy::LeastLoad)). It counts from
+    /// the next call on, and for as long as the policy says.
+    ///
+    /// `false`: no endpoint in use has that address, or the channel is closed, and the report is of no use. A list that
+    /// was just set may take a few milliseconds to be in use.
+    ///
+    /// ```no_run
+    /// # fn example(channel: equipoise::Channel) -> Result<(), equipoise::Error> {
+    /// use equipoise::{Address, LoadReport};
+    ///
+    /// let report = LoadReport { cpu_utilization: 0.83, ..LoadReport::default() };
+    /// channel.report_load(&Address::from(([10, 0, 0, 1], 50051)), &report);
+    /// # Ok(()) }
+    /// ```
+    pub fn report_load(&self, address: &Address, report: &LoadReport) -> bool {
+        let core = &self.shared.core;
+        let snapshot = core.snapshot.load();
+        let Some(seat) = snapshot.seats.at(address) else {
+            return false;
+        };
+        seat.loads.report(report, core.clock.now());
+        true
     }
 
     /// Every endpoint in use, as it stands now, in the order of their slots.

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::Scoring;
 use super::score::{Ascent, Event, Word, units};
@@ -42,6 +43,11 @@ impl Cells {
         }
     }
 
+    /// Whether bytes are to be measured for whoever compares these.
+    pub(crate) fn measured(&self) -> bool {
+        self.shared.bandwidth().is_some()
+    }
+
     /// The cell of `slot`, as of an endpoint never heard of. The slot's former tenant must be gone:
     /// a [`Load`](super::Load) that still held the cell would share it with the new one.
     ///
@@ -70,6 +76,9 @@ impl Cells {
     pub(crate) fn switch(&mut self, scoring: Scoring) {
         // Relaxed: see `Shared::ascent`.
         self.shared.ascent.store(slope(scoring), Ordering::Relaxed);
+        self.shared
+            .bandwidth
+            .store(sampled(scoring), Ordering::Relaxed);
         self.shared.floor.forget();
     }
 }
@@ -128,6 +137,8 @@ impl Cell {
 pub(crate) struct Shared {
     // How the key climbs with time; 0 where cells hold no latency.
     ascent: AtomicU64,
+    // How long a sample of the bandwidth counts, in nanoseconds; 0 where none is taken.
+    bandwidth: AtomicU64,
     pub(crate) floor: Floor,
     pub(crate) trials: Trials,
 }
@@ -136,9 +147,17 @@ impl Shared {
     fn new(scoring: Scoring) -> Self {
         Self {
             ascent: AtomicU64::new(slope(scoring)),
+            bandwidth: AtomicU64::new(sampled(scoring)),
             floor: Floor::default(),
             trials: Trials::default(),
         }
+    }
+
+    /// For how long a sample of the bandwidth counts; `None` where none is taken.
+    pub(crate) fn bandwidth(&self) -> Option<Duration> {
+        // Relaxed: the task that switches it is the one that measures.
+        let nanos = self.bandwidth.load(Ordering::Relaxed);
+        (nanos != 0).then_some(Duration::from_nanos(nanos))
     }
 
     /// How the key climbs with time; `None` where cells hold no latency.
@@ -153,8 +172,19 @@ impl Shared {
 /// How the key climbs, as it is kept.
 fn slope(scoring: Scoring) -> u64 {
     match scoring {
-        Scoring::InFlight => 0,
+        Scoring::InFlight | Scoring::Bandwidth { .. } => 0,
         Scoring::Latency { window } => Ascent::new(window).slope(),
+    }
+}
+
+/// For how long a sample of the bandwidth counts, as it is kept.
+fn sampled(scoring: Scoring) -> u64 {
+    match scoring {
+        Scoring::InFlight | Scoring::Latency { .. } => 0,
+        // At least 1: a window of nothing is not none.
+        Scoring::Bandwidth { window } => {
+            u64::try_from(window.as_nanos()).unwrap_or(u64::MAX).max(1)
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Estimate, Latency, Load, Outcomes};
-use crate::report::Completion;
+use crate::report::{Completion, LoadReport};
 use crate::timestamp::Timestamp;
 
 /// The live facts of one endpoint, for all policies of its channel.
@@ -75,6 +75,16 @@ impl Loads {
             let others = self.iter().filter(|other| !Arc::ptr_eq(other, load));
             others.for_each(|other| other.end_of_another(completion.outcome));
         }
+    }
+
+    /// The server said how it is doing: [`Load::report`] for each policy.
+    pub fn report(&self, report: &LoadReport, now: Timestamp) {
+        self.iter().for_each(|load| load.report(report, now));
+    }
+
+    /// `total` bytes have passed between us and the endpoint so far: [`Load::measure`] for each policy.
+    pub fn measure(&self, total: u64, now: Timestamp) {
+        self.iter().for_each(|load| load.measure(total, now));
     }
 
     /// Calls given to this endpoint that have not ended.

@@ -19,7 +19,10 @@
 mod cells;
 mod histogram;
 mod loads;
+mod measured;
+mod number;
 mod outcomes;
+mod reported;
 mod score;
 
 use std::fmt;
@@ -33,10 +36,13 @@ pub use loads::Loads;
 pub use outcomes::Outcomes;
 
 pub(crate) use cells::{CHUNK, Chunk, Shared};
+pub(crate) use measured::MEASURED_EVERY;
 pub(crate) use score::handicap;
 
 use histogram::Histogram;
+use measured::Flow;
 use outcomes::Counters;
+use reported::Reported;
 use score::{Event, log2, log2_of, units};
 
 use crate::report::{Completion, Outcome};
@@ -69,6 +75,12 @@ pub enum Scoring {
         /// How long it takes a peak to fade to 37 % of itself.
         window: Duration,
     },
+    /// Calls in flight, as above; and beside the score the bytes per second that pass between us and the endpoint are
+    /// measured ([`Load::bandwidth`]).
+    Bandwidth {
+        /// How long it takes a sample of the rate to fade to 37 % of itself.
+        window: Duration,
+    },
 }
 
 /// An endpoint's estimate of its latency, good for one thing: comparing it with those of endpoints of
@@ -96,6 +108,10 @@ pub struct Load {
     trial_due: AtomicU64,
     // Allocated when the first call ends: an endpoint that is never used stays small.
     record: OnceLock<Box<Record>>,
+    // Allocated at the first report: most servers make none.
+    reported: OnceLock<Box<Reported>>,
+    // Allocated at the first measurement: most policies want none.
+    flow: OnceLock<Box<Flow>>,
 }
 
 #[derive(Debug)]
@@ -114,14 +130,23 @@ impl Load {
             last_fault: AtomicU64::new(0),
             trial_due: AtomicU64::new(0),
             record: OnceLock::new(),
+            reported: OnceLock::new(),
+            flow: OnceLock::new(),
         }
     }
 
     /// The endpoint has become ready, for the first time or again. Its score forgets what was, and
-    /// begins at `median`; it is on trial until its first answer. Counts stay.
+    /// begins at `median`; it is on trial until its first answer. What the server said of itself is forgotten,
+    /// but for the weight drawn from it: that waits for its blackout anew. Counts stay.
     pub fn join(&self, median: Option<Estimate>, now: Timestamp) {
         // Relaxed throughout: see `failed`.
         self.faults_in_a_row.store(0, Ordering::Relaxed);
+        if let Some(reported) = self.reported.get() {
+            reported.forget();
+        }
+        if let Some(flow) = self.flow.get() {
+            flow.forget();
+        }
         self.cell.apply(match self.cell.shared().ascent() {
             None => Event::Joined {
                 key: 0,

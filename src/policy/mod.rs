@@ -8,7 +8,11 @@
 
 mod adaptive;
 mod hash_on;
+mod lagging;
+mod least_bandwidth;
+mod least_load;
 mod least_request;
+mod least_utilization;
 mod pick_first;
 mod random;
 pub mod ring_hash;
@@ -22,7 +26,10 @@ use std::sync::Arc;
 
 pub use adaptive::Adaptive;
 pub use hash_on::{ClientIp, HashKey, HashOn};
+pub use least_bandwidth::LeastBandwidth;
+pub use least_load::LeastLoad;
 pub use least_request::LeastRequest;
+pub use least_utilization::LeastUtilization;
 pub use pick_first::PickFirst;
 pub use random::Random;
 pub use ring_hash::RingHash;
@@ -254,8 +261,11 @@ mod tests {
     fn policies() -> Vec<Box<dyn Policy>> {
         vec![
             Box::new(Adaptive::default()),
+            Box::new(LeastBandwidth::default()),
+            Box::new(LeastLoad::by(|load, _| load.in_flight().into())),
             Box::new(LeastRequest::default()),
             Box::new(LeastRequest::full_scan()),
+            Box::new(LeastUtilization::default()),
             Box::new(Random),
             Box::new(RoundRobin::default()),
         ]

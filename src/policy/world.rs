@@ -78,6 +78,14 @@ impl World {
         &self.members[i].load
     }
 
+    pub(super) fn now(&self) -> Timestamp {
+        self.now
+    }
+
+    pub(super) fn members(&self) -> &[Member] {
+        &self.members
+    }
+
     pub(super) fn most_in_flight(&self, i: usize) -> u32 {
         self.most_in_flight[i]
     }

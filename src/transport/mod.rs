@@ -173,6 +173,13 @@ pub struct Traffic {
     pub received: u64,
 }
 
+impl Traffic {
+    /// Bytes written and read.
+    pub fn total(&self) -> u64 {
+        self.sent + self.received
+    }
+}
+
 impl std::ops::Add for Traffic {
     type Output = Self;
 

@@ -10,6 +10,7 @@ mod deadlines;
 mod hashing;
 mod lifecycle;
 mod observing;
+mod readings;
 mod resolving;
 mod routing;
 mod steering;

@@ -378,7 +378,7 @@ impl Checks {
                     assert!(endpoints > 0, "nobody was kept");
                     self.kept_told = true;
                 }
-                Event::ResolveFailed(_) => {}
+                Event::ResolveFailed(_) | Event::Switched { .. } => {}
             }
         }
     }

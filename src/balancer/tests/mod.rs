@@ -2,6 +2,7 @@
 
 mod lists;
 mod policies;
+mod readings;
 
 use std::sync::Mutex;
 use std::time::Instant;
@@ -148,6 +149,7 @@ impl Bench {
                 Action::Close { id } => format!("close {id:?}"),
                 Action::Publish(publication) => format!("publish {}", publication.state),
                 Action::Resolve => "resolve".into(),
+                Action::Measure => "measure".into(),
             });
         }
         words

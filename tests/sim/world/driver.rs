@@ -93,6 +93,14 @@ impl World {
                 return true;
             }
             Action::Resolve => self.trace.note(self.now, "resolve", 0, 0),
+            Action::Measure => {
+                self.trace.note(self.now, "measure", 0, 0);
+                for (&id, seat) in self.seats.iter().filter(|(_, seat)| !seat.closed) {
+                    // Every call has the same number of bytes.
+                    let total = 1_000 * seat.loads.picks();
+                    self.balancer.handle_traffic(id, total, self.now);
+                }
+            }
         }
         false
     }
