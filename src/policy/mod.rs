@@ -7,9 +7,14 @@
 //! in [`PickInfo::avoid`].
 
 mod adaptive;
+mod bounded;
 mod hash_on;
+mod keyed;
 mod least_request;
+mod maglev;
 mod random;
+mod ranks;
+mod rendezvous;
 pub mod ring_hash;
 mod roster;
 mod round_robin;
@@ -20,9 +25,12 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 pub use adaptive::Adaptive;
+pub use bounded::BoundedLoad;
 pub use hash_on::{ClientIp, HashKey, HashOn};
 pub use least_request::LeastRequest;
+pub use maglev::Maglev;
 pub use random::Random;
+pub use rendezvous::Rendezvous;
 pub use ring_hash::RingHash;
 pub use round_robin::RoundRobin;
 
