@@ -37,7 +37,7 @@ pub use outcomes::Outcomes;
 
 pub(crate) use cells::{CHUNK, Chunk, Shared};
 pub(crate) use measured::MEASURED_EVERY;
-pub(crate) use score::handicap;
+pub(crate) use score::{Word, handicap};
 
 use histogram::Histogram;
 use measured::Flow;

@@ -7,14 +7,19 @@
 //! in [`PickInfo::avoid`].
 
 mod adaptive;
+mod bounded;
 mod hash_on;
+mod keyed;
 mod lagging;
 mod least_bandwidth;
 mod least_load;
 mod least_request;
 mod least_utilization;
+mod maglev;
 mod pick_first;
 mod random;
+mod ranks;
+mod rendezvous;
 pub mod ring_hash;
 mod roster;
 mod round_robin;
@@ -25,13 +30,16 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 pub use adaptive::Adaptive;
+pub use bounded::BoundedLoad;
 pub use hash_on::{ClientIp, HashKey, HashOn};
 pub use least_bandwidth::LeastBandwidth;
 pub use least_load::LeastLoad;
 pub use least_request::LeastRequest;
 pub use least_utilization::LeastUtilization;
+pub use maglev::Maglev;
 pub use pick_first::PickFirst;
 pub use random::Random;
+pub use rendezvous::Rendezvous;
 pub use ring_hash::RingHash;
 pub use round_robin::RoundRobin;
 

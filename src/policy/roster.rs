@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Member, PickInfo};
 use crate::endpoint::EndpointId;
-use crate::load::{CHUNK, Chunk, Load, Shared};
+use crate::load::{CHUNK, Chunk, Load, Shared, Word};
 use crate::rng::{remix, scale};
 
 /// Ready members by position: in the order of their score cells.
@@ -84,6 +84,21 @@ impl Roster {
     pub(super) fn score(&self, position: usize) -> u64 {
         let (run, offset) = self.places[position];
         read(&self.runs[run as usize].chunk.words()[offset as usize % CHUNK])
+    }
+
+    /// Calls that the member at `position` has in flight.
+    #[inline]
+    pub(super) fn in_flight(&self, position: usize) -> u32 {
+        Word(self.score(position)).in_flight() as u32
+    }
+
+    /// Calls that all of them have in flight together.
+    pub(super) fn total_in_flight(&self) -> u64 {
+        let of_run = |run: &Run| -> u64 {
+            let words = run.cells().iter().map(read);
+            words.map(|word| Word(word).in_flight()).sum()
+        };
+        self.runs.iter().map(of_run).sum()
     }
 
     pub(super) fn runs(&self) -> &[Run] {

@@ -1,7 +1,9 @@
 //! The policy as its balancer sees it: who is picked, who is dialled, against a picker by brute force.
 
 use super::super::world;
+use super::super::{Connect, PickInfo, PickResult, Picker};
 use super::*;
+use crate::endpoint::{Connectivity, Endpoint, EndpointId};
 use crate::load::{Cells, Load, Scoring};
 use Connectivity::{Connecting, Idle, Ready, TransientFailure};
 
@@ -159,7 +161,10 @@ fn the_first_to_be_connected_is_the_first_by_key_and_has_an_entry() {
 fn the_ring_is_made_anew_only_for_another_list() {
     let mut policy = RingHash::default();
     let mut list = members(&[Ready; 5]);
-    let ring = |policy: &RingHash| policy.placed.as_ref().map(|placed| placed.ring.clone());
+    let ring = |policy: &RingHash| {
+        let placed = policy.homes.placed.as_ref();
+        placed.map(|placed| placed.placement.clone())
+    };
     update(&mut policy, &list);
     let first = ring(&policy).unwrap();
     list[1].state = Idle;
@@ -181,6 +186,49 @@ fn the_ring_is_made_anew_only_for_another_list() {
     }
     update(&mut policy, &[]);
     assert!(ring(&policy).is_none());
+}
+
+/// Nobody of the new list is ready yet: the old one keeps its keys, all of them, until somebody is.
+#[test]
+fn who_has_left_the_list_keeps_the_keys_until_somebody_on_it_is_ready() {
+    let mut list = members(&[Ready, Ready, Ready, Idle, Idle]);
+    let mut old = list[..3].to_vec();
+    let (before, _) = update(&mut RingHash::default(), &old);
+    for member in &mut list[..3] {
+        member.place = None;
+    }
+    let mut policy = RingHash::default();
+    update(&mut policy, &old);
+    let (between, connect) = update(&mut policy, &list);
+    assert_eq!(connect, [list[3].id], "the first of the new list by key");
+    list[3].state = Connecting;
+    list[4].state = TransientFailure;
+    let (still, mut connect) = update(&mut policy, &list);
+    connect.sort_unstable();
+    assert_eq!(connect, [list[3].id, list[4].id]);
+    let new = list.split_off(3);
+    let (after, _) = update(&mut policy, &new);
+    let (fresh, _) = update(&mut RingHash::default(), &new);
+    for hash in (0..500).map(crate::rng::remix) {
+        let picks = |picker: &Arc<dyn Picker>| {
+            let keyed = pick(&**picker, Some(hash), 0, &[]);
+            (keyed, pick(&**picker, None, hash, &[]))
+        };
+        assert!(matches!(picks(&before).0, PickResult::Pick(_)));
+        assert_eq!(picks(&between), picks(&before));
+        assert_eq!(picks(&still), picks(&before));
+        assert_eq!(picks(&after), picks(&fresh));
+    }
+    // Those that are not ready any more stand in for nobody.
+    for member in &mut old {
+        (member.place, member.state) = (None, TransientFailure);
+    }
+    old.extend(new);
+    let (picker, _) = update(&mut policy, &old);
+    for hash in (0..500).map(crate::rng::remix) {
+        let picked = pick(&*picker, Some(hash), 0, &[]);
+        assert_eq!(picked, PickResult::Queue { connect: None });
+    }
 }
 
 /// Slots depend on what was there before; whose a key is must not.
