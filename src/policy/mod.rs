@@ -7,12 +7,14 @@
 //! in [`PickInfo::avoid`].
 
 mod adaptive;
+mod chances;
 mod hash_on;
 mod least_request;
 mod random;
 pub mod ring_hash;
 mod roster;
 mod round_robin;
+mod weighted_random;
 #[cfg(test)]
 mod world;
 
@@ -25,6 +27,7 @@ pub use least_request::LeastRequest;
 pub use random::Random;
 pub use ring_hash::RingHash;
 pub use round_robin::RoundRobin;
+pub use weighted_random::WeightedRandom;
 
 use crate::endpoint::{Connectivity, Endpoint, EndpointId};
 use crate::error::Error;
@@ -256,6 +259,7 @@ mod tests {
             Box::new(LeastRequest::full_scan()),
             Box::new(Random),
             Box::new(RoundRobin::default()),
+            Box::new(WeightedRandom),
         ]
     }
 
