@@ -66,21 +66,6 @@ impl Chances {
         self.starts.partition_point(|&start| start <= point) - 1
     }
 
-    /// A position among those that are `allowed`, if any is: a walk over all.
-    #[cold]
-    pub(super) fn draw_among(&self, random: u64, allowed: impl Fn(usize) -> bool) -> Option<usize> {
-        let mut positions = (0..self.columns.len()).filter(|&at| allowed(at));
-        let sum = positions.clone().map(|at| self.weight(at)).sum();
-        let mut left = below(random, sum);
-        positions.find(|&at| match left.checked_sub(self.weight(at)) {
-            Some(less) => {
-                left = less;
-                false
-            }
-            None => true,
-        })
-    }
-
     #[inline]
     pub(super) fn weight(&self, at: usize) -> u64 {
         self.starts[at + 1] - self.starts[at]
@@ -123,6 +108,24 @@ fn columns(starts: &[u64], total: u64) -> Vec<Column> {
 /// Maps a uniform word onto `0..bound`; 0 when `bound` is 0.
 fn below(random: u64, bound: u64) -> u64 {
     ((u128::from(random) * u128::from(bound)) >> 64) as u64
+}
+
+/// One of `weights`, which are positions with their weights, by these: a walk over all. `None` where there is none.
+#[cold]
+pub(super) fn draw_among(
+    random: u64,
+    mut weights: impl Iterator<Item = (usize, u64)> + Clone,
+) -> Option<usize> {
+    let sum = weights.clone().map(|(_, weight)| weight).sum();
+    let mut left = below(random, sum);
+    let found = weights.find(|&(_, weight)| match left.checked_sub(weight) {
+        Some(less) => {
+            left = less;
+            false
+        }
+        None => true,
+    });
+    found.map(|(at, _)| at)
 }
 
 /// Whether all members that are ready have the same weight.
@@ -272,11 +275,13 @@ mod tests {
                     let expected = naive(&weights, word, |at| !drawn.contains(&at));
                     let another = chances.draw_another(&drawn, word);
                     assert_eq!(Some(another), expected, "list {seed}: {drawn:?} {word:#x}");
-                    let among = chances.draw_among(word, |at| !drawn.contains(&at));
+                    let others = (0..n).filter(|at| !drawn.contains(at));
+                    let others = others.map(|at| (at, chances.weight(at)));
+                    let among = draw_among(word, others);
                     assert_eq!(among, expected, "list {seed}: {drawn:?} {word:#x}");
                 }
             }
-            assert_eq!(chances.draw_among(rng.word(), |_| false), None);
+            assert_eq!(draw_among(rng.word(), std::iter::empty()), None);
         }
     }
 }

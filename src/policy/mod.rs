@@ -14,7 +14,9 @@ mod random;
 pub mod ring_hash;
 mod roster;
 mod round_robin;
+mod stride;
 mod weighted_random;
+mod weighted_round_robin;
 #[cfg(test)]
 mod world;
 
@@ -28,6 +30,7 @@ pub use random::Random;
 pub use ring_hash::RingHash;
 pub use round_robin::RoundRobin;
 pub use weighted_random::WeightedRandom;
+pub use weighted_round_robin::WeightedRoundRobin;
 
 use crate::endpoint::{Connectivity, Endpoint, EndpointId};
 use crate::error::Error;
@@ -260,6 +263,8 @@ mod tests {
             Box::new(Random),
             Box::new(RoundRobin::default()),
             Box::new(WeightedRandom),
+            Box::new(WeightedRoundRobin::default()),
+            Box::new(WeightedRoundRobin::reported()),
         ]
     }
 

@@ -1,6 +1,6 @@
 //! Anyone, the heavy ones more often.
 
-use super::chances::Chances;
+use super::chances::{Chances, draw_among};
 use super::{Decision, Member, PickInfo, PickResult, Picker, Policy, among_ready};
 use crate::endpoint::EndpointId;
 use crate::rng::{Rng, remix};
@@ -57,8 +57,9 @@ impl Drawn {
     /// Any that need not be avoided: counted out rather than drawn again, so that it ends.
     #[cold]
     fn another(&self, info: &PickInfo<'_>) -> Option<EndpointId> {
-        let allowed = |at: usize| !info.avoid.contains(&self.ids[at]);
-        let at = self.chances.draw_among(remix(info.random), allowed)?;
+        let others = (0..self.ids.len()).filter(|&at| !info.avoid.contains(&self.ids[at]));
+        let others = others.map(|at| (at, self.chances.weight(at)));
+        let at = draw_among(remix(info.random), others)?;
         Some(self.ids[at])
     }
 }
