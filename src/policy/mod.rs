@@ -8,6 +8,7 @@
 
 mod adaptive;
 mod bounded;
+mod chances;
 mod hash_on;
 mod keyed;
 mod lagging;
@@ -23,6 +24,9 @@ mod rendezvous;
 pub mod ring_hash;
 mod roster;
 mod round_robin;
+mod stride;
+mod weighted_random;
+mod weighted_round_robin;
 #[cfg(test)]
 mod world;
 
@@ -42,6 +46,8 @@ pub use random::Random;
 pub use rendezvous::Rendezvous;
 pub use ring_hash::RingHash;
 pub use round_robin::RoundRobin;
+pub use weighted_random::WeightedRandom;
+pub use weighted_round_robin::WeightedRoundRobin;
 
 use crate::endpoint::{Connectivity, Endpoint, EndpointId};
 use crate::error::Error;
@@ -276,6 +282,9 @@ mod tests {
             Box::new(LeastUtilization::default()),
             Box::new(Random),
             Box::new(RoundRobin::default()),
+            Box::new(WeightedRandom),
+            Box::new(WeightedRoundRobin::default()),
+            Box::new(WeightedRoundRobin::reported()),
         ]
     }
 

@@ -5,7 +5,7 @@ use std::collections::BinaryHeap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Member, PickInfo, PickResult, Picker, Policy};
+use super::{Decision, Member, PickInfo, PickResult, Picker, Policy};
 use crate::endpoint::{Connectivity, Endpoint, EndpointId};
 use crate::load::{Cells, Load, median};
 use crate::report::{Completion, Outcome, StatusCode};
@@ -91,7 +91,21 @@ impl World {
     }
 
     pub(super) fn picker(&mut self, policy: &mut dyn Policy) -> Arc<dyn Picker> {
-        policy.update(&self.members, self.now, &mut self.rng).picker
+        self.decide(policy).picker
+    }
+
+    pub(super) fn decide(&mut self, policy: &mut dyn Policy) -> Decision {
+        policy.update(&self.members, self.now, &mut self.rng)
+    }
+
+    pub(super) fn now(&self) -> Timestamp {
+        self.now
+    }
+
+    /// Lets time go by without calls.
+    pub(super) fn pass(&mut self, time: Duration) {
+        self.now = self.now + time;
+        self.end_calls();
     }
 
     pub(super) fn pick(&mut self, picker: &dyn Picker, avoid: &[EndpointId]) -> usize {
