@@ -3,6 +3,7 @@
 //! A failure prints the promise that was broken, the shortest sequence that breaks it, and the seed.
 //! `EQUIPOISE_OPS_CASES=5000 EQUIPOISE_OPS_SEED=7 cargo test --test policies -- ops` looks further.
 
+mod controls;
 mod fleet;
 
 use std::collections::BTreeSet;
@@ -246,5 +247,3 @@ fn time() -> impl Strategy<Value = Duration> {
         1 => prop_oneof![1 => nanos(u64::MAX), 1 => Just(Duration::MAX)],
     ]
 }
-
-mod controls;

@@ -1,6 +1,7 @@
 //! Would a broken policy be caught? Each of these breaks one promise, and is.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
 
 use equipoise::policy::{Connect, Decision, Member, PickInfo, PickResult, Picker, Policy};
 use equipoise::rng::Rng;
@@ -20,6 +21,7 @@ enum Fault {
     DialsNobody,
     WakesForEver,
     Panics,
+    Nothing,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -112,32 +114,101 @@ broken! {
     who_panics: Fault::Panics, "too many";
 }
 
-/// The control's own control: what is broken above is not the rest of it.
+/// The control's own control: without a fault it passes.
 #[test]
 fn who_is_not_broken_passes() {
-    #[derive(Debug)]
-    struct Sound;
-
-    impl Policy for Sound {
-        fn update(&mut self, members: &[Member], now: Timestamp, rng: &mut Rng) -> Decision {
-            // Of at most four members the fault that is left never shows.
-            let few = members.len() < 5;
-            let mut broken = Broken(if few {
-                Fault::Panics
-            } else {
-                Fault::IgnoresAvoid
-            });
-            let decision = broken.update(members, now, rng);
-            match few {
-                true => decision,
-                false => equipoise::policy::Random.update(members, now, rng),
-            }
-        }
-    }
     let subject = Subject {
-        policy: || Box::new(Sound),
+        policy: || Box::new(Broken(Fault::Nothing)),
         manner: Spreads,
         reach: everyone,
     };
     assert_eq!(search(subject, 100, 1), Ok(()));
+}
+
+/// What the sequences must come to for the rest to mean anything.
+#[derive(Debug, Default)]
+struct Sights {
+    reused_slot: AtomicBool,
+    hole: AtomicBool,
+    left_the_list: AtomicBool,
+    moved_in_the_list: AtomicBool,
+    extreme_weights: AtomicBool,
+    same_key: AtomicBool,
+    penalised: AtomicBool,
+    avoids_all: AtomicBool,
+    end_of_time: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Witness(Arc<Sights>);
+
+impl Policy for Witness {
+    fn update(&mut self, members: &[Member], now: Timestamp, _: &mut Rng) -> Decision {
+        let sights = &self.0;
+        let places = members.iter().filter_map(|m| m.place);
+        let weighs = |weight| members.iter().any(|m| m.weight == weight);
+        let mut keys: Vec<_> = members.iter().map(|m| m.endpoint.hash_key()).collect();
+        keys.sort_unstable();
+        for (sight, seen) in [
+            (
+                &sights.reused_slot,
+                members.iter().any(|m| m.id.generation() > 1),
+            ),
+            (
+                &sights.hole,
+                members.iter().enumerate().any(|(at, m)| m.id.slot() > at),
+            ),
+            (
+                &sights.left_the_list,
+                members.iter().any(|m| m.place.is_none()),
+            ),
+            (&sights.moved_in_the_list, !places.is_sorted()),
+            (&sights.extreme_weights, weighs(1) && weighs(u32::MAX)),
+            (
+                &sights.same_key,
+                keys.windows(2).any(|pair| pair[0] == pair[1]),
+            ),
+            (
+                &sights.penalised,
+                members.iter().any(|m| m.load.penalised()),
+            ),
+            (&sights.end_of_time, now == Timestamp::MAX),
+        ] {
+            // Relaxed, here and below: all on one thread.
+            sight.fetch_or(seen, Ordering::Relaxed);
+        }
+        let ready = members.iter().filter(|m| m.state == Connectivity::Ready);
+        let ready: Vec<EndpointId> = ready.map(|m| m.id).collect();
+        let Decision { picker, .. } = Broken(Fault::Nothing).update(members, now, &mut Rng::new(0));
+        Decision {
+            picker: Arc::new(Watched(picker, ready, sights.clone())),
+            connect: Connect::All,
+            wake: None,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Watched(Arc<dyn Picker>, Vec<EndpointId>, Arc<Sights>);
+
+impl Picker for Watched {
+    fn pick(&self, info: &PickInfo<'_>) -> PickResult {
+        let Self(picker, ready, sights) = self;
+        let all = !ready.is_empty() && ready.iter().all(|id| info.avoid.contains(id));
+        sights.avoids_all.fetch_or(all, Ordering::Relaxed);
+        picker.pick(info)
+    }
+}
+
+#[test]
+fn the_sequences_come_to_everything() {
+    static SIGHTS: LazyLock<Arc<Sights>> = LazyLock::new(Arc::default);
+    let subject = Subject {
+        policy: || Box::new(Witness(SIGHTS.clone())),
+        manner: Spreads,
+        reach: everyone,
+    };
+    assert_eq!(search(subject, 100, 1), Ok(()));
+    let sights = format!("{:?}", *SIGHTS);
+    assert!(!sights.contains("false"), "{sights}");
 }
