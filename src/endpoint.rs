@@ -1,8 +1,9 @@
 //! What the balancer balances over: endpoints, their addresses, their names for one another.
 
 use std::borrow::Cow;
+use std::collections::VecDeque;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -220,6 +221,36 @@ impl From<SocketAddr> for Endpoint {
     fn from(address: SocketAddr) -> Self {
         Self::new(address)
     }
+}
+
+/// The order in which things that have an address are tried: families take turns, beginning with the family of
+/// the first, so that one broken family costs one stagger and not one for each of its addresses (RFC 8305).
+pub(crate) fn interleave<T>(things: Vec<T>, address: impl Fn(&T) -> &Address) -> Vec<T> {
+    // An IPv4 address in IPv6's clothes is dialled as what it is (gRPC A61).
+    let family = |address: &Address| match address {
+        Address::Tcp(at) => match at.ip().to_canonical() {
+            IpAddr::V4(_) => 4,
+            IpAddr::V6(_) => 6,
+        },
+        Address::Unix(_) => 0,
+    };
+    let count = things.len();
+    let mut families: Vec<(u8, VecDeque<T>)> = Vec::new();
+    for thing in things {
+        let its = family(address(&thing));
+        match families.iter_mut().find(|(known, _)| *known == its) {
+            Some((_, members)) => members.push_back(thing),
+            None => families.push((its, VecDeque::from([thing]))),
+        }
+    }
+    let mut order = Vec::with_capacity(count);
+    while order.len() < count {
+        let turn = families
+            .iter_mut()
+            .filter_map(|(_, members)| members.pop_front());
+        order.extend(turn);
+    }
+    order
 }
 
 /// What one channel calls one of its endpoints: a slot and the generation of its tenant.

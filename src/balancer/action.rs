@@ -7,7 +7,7 @@ use super::backoff::Backoff;
 use crate::endpoint::{Address, Connectivity, Endpoint, EndpointId};
 use crate::error::{ConnectError, Error, ResolveError};
 use crate::load::Loads;
-use crate::policy::Pickers;
+use crate::policy::{HashOn, Pickers};
 use crate::timestamp::Timestamp;
 
 /// What a balancer heeds.
@@ -135,6 +135,8 @@ pub enum Action {
 pub struct Publication {
     /// Answer the calls, each those of its policy, by the number of the policy.
     pub pickers: Pickers,
+    /// What each of them places calls by.
+    pub hash_on: Arc<[HashOn]>,
     /// The state of the whole.
     pub state: Connectivity,
     /// The last failure in words, for calls that fail for lack of an endpoint.
@@ -184,6 +186,11 @@ pub enum Event {
         endpoints: usize,
         /// When the empty list takes effect.
         until: Timestamp,
+    },
+    /// The policy with this number has taken the place of the one before.
+    Switched {
+        /// Its number.
+        policy: usize,
     },
     /// The resolver has no answer just now; the last good list stays in use.
     ResolveFailed(ResolveError),

@@ -8,12 +8,11 @@
 //! before has failed; the first to connect wins. When all have failed the endpoint waits out its backoff.
 
 use std::collections::VecDeque;
-use std::net::IpAddr;
 use std::time::Duration;
 
 use super::AttemptId;
 use super::backoff::Backoff;
-use crate::endpoint::{Address, Connectivity, Endpoint};
+use crate::endpoint::{Address, Connectivity, Endpoint, interleave};
 use crate::error::ConnectError;
 use crate::rng::Rng;
 use crate::timestamp::Timestamp;
@@ -357,7 +356,7 @@ impl Link {
             return false;
         }
         self.dial = Dial::Attempting {
-            untried: interleave(endpoint.addresses()),
+            untried: VecDeque::from(interleave(endpoint.addresses().to_vec(), |address| address)),
             under_way: Vec::new(),
             next: Next::InLine,
         };
@@ -392,35 +391,6 @@ impl Link {
         self.live.retain(|live| !live.worn);
         names
     }
-}
-
-/// The order in which addresses are tried: families take turns, beginning with the family of the
-/// first, so that one broken family costs one stagger and not one for each of its addresses (RFC 8305).
-fn interleave(addresses: &[Address]) -> VecDeque<Address> {
-    // An IPv4 address in IPv6's clothes is dialled as what it is (gRPC A61).
-    let family = |address: &Address| match address {
-        Address::Tcp(at) => match at.ip().to_canonical() {
-            IpAddr::V4(_) => 4,
-            IpAddr::V6(_) => 6,
-        },
-        Address::Unix(_) => 0,
-    };
-    let mut families: Vec<(u8, VecDeque<&Address>)> = Vec::new();
-    for address in addresses {
-        let its = family(address);
-        match families.iter_mut().find(|(known, _)| *known == its) {
-            Some((_, members)) => members.push_back(address),
-            None => families.push((its, VecDeque::from([address]))),
-        }
-    }
-    let mut order = VecDeque::with_capacity(addresses.len());
-    while order.len() < addresses.len() {
-        let turn = families
-            .iter_mut()
-            .filter_map(|(_, members)| members.pop_front());
-        order.extend(turn.cloned());
-    }
-    order
 }
 
 #[cfg(test)]
@@ -532,7 +502,7 @@ mod tests {
                     _ => format!("unix:/s/{port}").parse().unwrap(),
                 })
                 .collect();
-            let order: Vec<usize> = interleave(&addresses)
+            let order: Vec<usize> = interleave(addresses.clone(), |address| address)
                 .iter()
                 .map(|tried| addresses.iter().position(|a| a == tried).unwrap())
                 .collect();

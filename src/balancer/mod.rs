@@ -33,7 +33,7 @@ pub use backoff::Backoff;
 
 use crate::endpoint::{Connectivity, Endpoint, EndpointId};
 use crate::error::{ConnectError, ResolveError};
-use crate::policy::{Pickers, Policy};
+use crate::policy::{HashOn, Pickers, Policy};
 use crate::rng::Rng;
 use crate::timestamp::Timestamp;
 
@@ -69,7 +69,7 @@ pub struct Balancer {
     wake: Option<Timestamp>,
     resolved: Resolved,
     stale: Stale,
-    published: Option<(Timestamp, Pickers)>,
+    published: Option<(Timestamp, Pickers, Arc<[HashOn]>)>,
     state: Connectivity,
     why: Option<Arc<str>>,
     look_again: bool,
@@ -283,6 +283,21 @@ impl Balancer {
         self.tell(id, News::Asked, now);
     }
 
+    /// Another policy is to take the place of the one with this number. It does as soon as it has somebody for a
+    /// call, or the one before has nobody; until then that one's pickers stay in force, and both have the
+    /// connections they wish for. A third policy takes the place of a second that still waits. `false`: there is
+    /// no policy with this number.
+    ///
+    /// Calls in flight stay counted. Scores that held something else begin anew, from the latency that was
+    /// seen and with the penalties there are.
+    pub fn handle_policy(&mut self, number: usize, policy: Box<dyn Policy>) -> bool {
+        let known = self.policies.switch(number, policy);
+        if known {
+            self.stale = self.stale.max(Stale::Members);
+        }
+        known
+    }
+
     /// A deadline has passed.
     pub fn handle_timeout(&mut self, now: Timestamp) {
         while let Some(&(at, id)) = self.deadlines.first()
@@ -479,7 +494,7 @@ impl Balancer {
 
     /// When the next publication is due; nothing when the last one still holds.
     fn publication_due(&self) -> Option<Timestamp> {
-        let (last, _) = match (&self.published, self.stale) {
+        let (last, ..) = match (&self.published, self.stale) {
             (_, Stale::No) => return None,
             (None, _) | (_, Stale::Urgent) => return Some(Timestamp::ZERO),
             (Some(published), Stale::Words | Stale::Members) => published,
@@ -495,32 +510,36 @@ impl Balancer {
         if self.publication_due().is_none_or(|due| due > now) {
             return;
         }
-        let last = self.published.take().map(|(_, pickers)| pickers);
-        let pickers = match (last, self.stale) {
-            (Some(pickers), Stale::Words) => {
+        let place = self.actions.len();
+        let last = self.published.take();
+        let (pickers, hash_on) = match (last, self.stale) {
+            (Some((_, pickers, hash_on)), Stale::Words) => {
                 self.stale = Stale::No;
-                pickers
+                (pickers, hash_on)
             }
             _ => {
                 self.stale = Stale::No;
                 self.decide(now)
             }
         };
-        self.published = Some((now, pickers.clone()));
+        self.published = Some((now, pickers.clone(), hash_on.clone()));
         let (from, to) = (self.state, self.aggregate());
         if from != to {
             self.state = to;
             self.events.push_back(Event::Channel { from, to });
         }
-        self.actions.push_back(Action::Publish(Publication {
+        let publication = Action::Publish(Publication {
             pickers,
+            hash_on,
             state: to,
             why: self.why.clone(),
-        }));
+        });
+        // Before connections are retired that the decision lets go of: the pickers before still name them.
+        self.actions.insert(place, publication);
     }
 
     /// Asks the policies, and does what they wish.
-    fn decide(&mut self, now: Timestamp) -> Pickers {
+    fn decide(&mut self, now: Timestamp) -> (Pickers, Arc<[HashOn]>) {
         self.welcome(now);
         let decisions = self.policies.decide(self.table.rows(), now, &mut self.rng);
         let wishes = decisions.wishes;
@@ -535,7 +554,10 @@ impl Balancer {
         for (id, wish) in changed {
             self.tell(id, News::Wished(wish), now);
         }
-        decisions.pickers
+        let switched = decisions.switched.into_iter();
+        self.events
+            .extend(switched.map(|policy| Event::Switched { policy }));
+        (decisions.pickers, decisions.hash_on)
     }
 
     /// Lets endpoints that became ready start at the median of the others, so that they are neither

@@ -1,10 +1,13 @@
 //! The policies of one channel, each with the score cells that it compares.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use crate::endpoint::EndpointId;
 use crate::load::{Cells, Load, Loads, median};
-use crate::policy::{Connect, Member, Pickers, Policy};
+use crate::policy::{
+    Connect, Decision, HashOn, Member, PickInfo, PickResult, Picker, Pickers, Policy,
+};
 use crate::rng::Rng;
 use crate::timestamp::Timestamp;
 
@@ -16,12 +19,15 @@ use super::table::Row;
 pub(super) struct Policies {
     first: Scored,
     more: Vec<Scored>,
+    hash_on: Arc<[HashOn]>,
 }
 
 #[derive(Debug)]
 struct Scored {
     policy: Box<dyn Policy>,
     cells: Cells,
+    /// Who is to take its place, as soon as it can serve.
+    next: Option<Box<dyn Policy>>,
 }
 
 impl Scored {
@@ -29,12 +35,62 @@ impl Scored {
         Self {
             cells: Cells::new(policy.scoring()),
             policy,
+            next: None,
         }
     }
 
     fn load(&mut self, slot: usize) -> Load {
         Load::new(self.cells.cell(slot))
     }
+
+    /// The picker from now on, and whether it is that of another policy than before.
+    fn decide(
+        &mut self,
+        members: &[Member],
+        wishes: &mut Wishes,
+        wake: &mut Option<Timestamp>,
+        now: Timestamp,
+        rng: &mut Rng,
+    ) -> (Arc<dyn Picker>, bool) {
+        let mut heed = |decision: Decision| {
+            wishes.add(decision.connect);
+            *wake = (*wake).into_iter().chain(decision.wake).min();
+            decision.picker
+        };
+        let current = self.policy.update(members, now, rng);
+        let Some(mut next) = self.next.take() else {
+            return (heed(current), false);
+        };
+        let offered = next.update(members, now, rng);
+        // Until then the old one serves, and both have their connections.
+        if serves(&*current.picker) && !serves(&*offered.picker) {
+            self.next = Some(next);
+            heed(offered);
+            return (heed(current), false);
+        }
+        self.cells.switch(next.scoring());
+        self.policy = next;
+        for member in members {
+            member.load.rescore(now);
+        }
+        (heed(offered), true)
+    }
+}
+
+/// Whether a call that wants nothing special would be given to somebody.
+fn serves(picker: &dyn Picker) -> bool {
+    let any = PickInfo {
+        // At that time no trial is due: none is taken from the calls.
+        now: Timestamp::ZERO,
+        random: 0,
+        path: "/",
+        hash: None,
+        avoid: &[],
+    };
+    matches!(
+        picker.pick(&any),
+        PickResult::Pick(_) | PickResult::PickAndConnect { .. }
+    )
 }
 
 /// What the policies want together.
@@ -42,6 +98,9 @@ impl Scored {
 pub(super) struct Decisions {
     /// By the number of the policy.
     pub(super) pickers: Pickers,
+    pub(super) hash_on: Arc<[HashOn]>,
+    /// Those that have taken the place of another.
+    pub(super) switched: Vec<usize>,
     pub(super) wishes: Wishes,
     /// When to ask them again, at the latest.
     pub(super) wake: Option<Timestamp>,
@@ -91,9 +150,26 @@ impl Wishes {
 
 impl Policies {
     pub(super) fn new(first: Box<dyn Policy>, more: Vec<Box<dyn Policy>>) -> Self {
+        let all = std::iter::once(&first).chain(&more);
         Self {
+            hash_on: all.map(|policy| policy.hash_on()).collect(),
             first: Scored::new(first),
             more: more.into_iter().map(Scored::new).collect(),
+        }
+    }
+
+    /// Lets `policy` take the place of that with this number, as soon as it can serve. Whether there is one.
+    pub(super) fn switch(&mut self, number: usize, policy: Box<dyn Policy>) -> bool {
+        let scored = match number.checked_sub(1) {
+            None => Some(&mut self.first),
+            Some(at) => self.more.get_mut(at),
+        };
+        match scored {
+            Some(scored) => {
+                scored.next = Some(policy);
+                true
+            }
+            None => false,
         }
     }
 
@@ -119,7 +195,7 @@ impl Policies {
     ) -> Decisions {
         let mut pickers = Vec::with_capacity(1 + self.more.len());
         let mut wishes = Wishes::none();
-        let mut wake = None;
+        let (mut wake, mut switched) = (None, Vec::new());
         let all = std::iter::once(&mut self.first).chain(&mut self.more);
         for (number, scored) in all.enumerate() {
             let members: Vec<Member> = rows
@@ -133,13 +209,20 @@ impl Policies {
                     load: row.loads.of(number).clone(),
                 })
                 .collect();
-            let decision = scored.policy.update(&members, now, rng);
-            pickers.push(decision.picker);
-            wishes.add(decision.connect);
-            wake = wake.into_iter().chain(decision.wake).min();
+            let (picker, other) = scored.decide(&members, &mut wishes, &mut wake, now, rng);
+            pickers.push(picker);
+            if other {
+                switched.push(number);
+            }
+        }
+        if !switched.is_empty() {
+            let all = std::iter::once(&self.first).chain(&self.more);
+            self.hash_on = all.map(|scored| scored.policy.hash_on()).collect();
         }
         Decisions {
             pickers: pickers.into(),
+            hash_on: self.hash_on.clone(),
+            switched,
             wishes,
             wake,
         }

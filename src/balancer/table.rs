@@ -128,12 +128,12 @@ impl Table {
     ) -> Change {
         let mut change = Change::default();
         let mut listed: BTreeMap<Identity, (usize, Endpoint)> = BTreeMap::new();
-        for (place, endpoint) in list.into_iter().enumerate() {
+        for endpoint in list {
             let identity = Identity::of(&endpoint);
             match listed.contains_key(&identity) {
                 true => change.duplicates += 1,
                 false => {
-                    listed.insert(identity, (place, endpoint));
+                    listed.insert(identity, (listed.len(), endpoint));
                 }
             }
         }

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use crate::balancer::{self, Backoff, Balancer};
 use crate::endpoint::Connectivity;
 use crate::error::Error;
-use crate::policy::{Adaptive, PickInfo, PickResult, Picker, Policy};
+use crate::policy::{Adaptive, HashOn, PickInfo, PickResult, Picker, Policy};
 use crate::resolver::{Dns, Hints, Resolver};
 use crate::target::Target;
 #[cfg(feature = "tls")]
@@ -490,10 +490,11 @@ impl Plan {
         let settings = &self.settings;
         let seed = fastrand::u64(..);
         let first = (self.policy)();
-        let (routes, more) = self.wanted.routes(&*first, settings.timeout);
+        let (routes, more) = self.wanted.routes(settings.timeout);
         let unborn: Arc<dyn Picker> = Arc::new(Unborn);
         let snapshot = Snapshot {
             pickers: vec![unborn; 1 + more.len()].into(),
+            hash_on: vec![HashOn::default(); 1 + more.len()].into(),
             seats: Arc::new(Seats::new(Vec::new())),
             state: Connectivity::Connecting,
             why: None,

@@ -60,12 +60,9 @@ pub(super) fn run<N: Connection>(
             None => return Err(Status::internal("the call has no request")),
         };
         while let Some(mut request) = outgoing.take() {
-            let admitted = match call.look_first(&shared, request.head.uri().path())? {
+            let admitted = match call.look_first(&shared, &request.head)? {
                 Ok(admitted) => admitted,
-                Err(need) => {
-                    let path = request.head.uri().path();
-                    Box::pin(call.wait(&shared, path, need)).await?
-                }
+                Err(need) => Box::pin(call.wait(&shared, &request.head, need)).await?,
             };
             call.labels.attempts += 1;
             call.write_timeout(request.head.headers_mut());
@@ -111,9 +108,10 @@ struct Call {
     /// The newest time known: read when the call began, after each wait and before each new attempt.
     now: Timestamp,
     random: u64,
-    /// The number of its policy, and what that places it by.
+    /// The number of its policy.
     policy: usize,
-    hash: Option<u64>,
+    /// Its own key, which comes before what the policy places calls by.
+    key: Option<u64>,
     deadline: Option<Deadline>,
     labels: Labels,
     wait_for_ready: bool,
@@ -167,7 +165,6 @@ impl Call {
             (asked, limit) => asked.or(limit),
         };
         let extensions = head.extensions();
-        let own = extensions.get::<HashKey>();
         let labels = Labels {
             attempts: 0,
             timeout: timeout.unwrap_or_default(),
@@ -184,7 +181,7 @@ impl Call {
             now: started,
             random,
             policy: route.policy,
-            hash: own.map_or_else(|| route.hash_on.hash(head), |key| Some(key.hash())),
+            key: extensions.get::<HashKey>().map(|key| key.hash()),
             deadline: timeout.map(|timeout| Deadline::at(started + timeout, core.clock)),
             labels,
             wait_for_ready: route.wait_for_ready || extensions.get::<WaitForReady>().is_some(),
@@ -210,13 +207,13 @@ impl Call {
     fn look_first<N: Connection>(
         &mut self,
         shared: &Shared<N>,
-        path: &str,
+        head: &http::Request<()>,
     ) -> Result<Result<Admitted<N>, Need>, Status> {
         // Whoever waits for room was here first.
         if shared.core.waiters.anyone_for_room() {
             return Ok(Err(Need::Room));
         }
-        match self.look(shared, path) {
+        match self.look(shared, head) {
             Look::Admitted(admitted) => Ok(Ok(admitted)),
             Look::Wait(need) => Ok(Err(need)),
             Look::Fail(status) => Err(self.made(status)),
@@ -227,7 +224,7 @@ impl Call {
     async fn wait<N: Connection>(
         &mut self,
         shared: &Shared<N>,
-        path: &str,
+        head: &http::Request<()>,
         need: Need,
     ) -> Result<Admitted<N>, Status> {
         let waiters = &shared.core.waiters;
@@ -243,7 +240,7 @@ impl Call {
         let mut blocker = None;
         loop {
             if may_look {
-                match self.look(shared, path) {
+                match self.look(shared, head) {
                     Look::Admitted(admitted) => {
                         ticket.served();
                         return Ok(admitted);
@@ -286,7 +283,7 @@ impl Call {
     }
 
     /// One look at what is published now: pick, and reserve a slot.
-    fn look<N: Connection>(&mut self, shared: &Shared<N>, path: &str) -> Look<N> {
+    fn look<N: Connection>(&mut self, shared: &Shared<N>, head: &http::Request<()>) -> Look<N> {
         let core = &*shared.core;
         let snapshot = core.snapshot.load();
         if snapshot.state == Connectivity::Shutdown {
@@ -303,7 +300,7 @@ impl Call {
         self.avoid.extend(named.map(|seat| seat.id));
         let look = match self.look_at_wanted(shared, &snapshot) {
             Some(look) => look,
-            None => self.pick(shared, &snapshot, path),
+            None => self.pick(shared, &snapshot, head),
         };
         self.avoid.truncate(tried);
         look
@@ -313,11 +310,16 @@ impl Call {
         &mut self,
         shared: &Shared<N>,
         snapshot: &Snapshot<N>,
-        path: &str,
+        head: &http::Request<()>,
     ) -> Look<N> {
-        let Some(picker) = snapshot.pickers.get(self.policy) else {
+        let (policy, path) = (self.policy, head.uri().path());
+        let (Some(picker), Some(hash_on)) =
+            (snapshot.pickers.get(policy), snapshot.hash_on.get(policy))
+        else {
             return Look::Wait(Need::State);
         };
+        // By what this picker's policy says: it may be another than at the last look.
+        let hash = self.key.or_else(|| hash_on.hash(head));
         let mut room = Need::State;
         // Whom to avoid: at first everyone in `avoid`; when nobody else is left, only those tried in this look.
         let (mut from, tried) = (0, self.avoid.len());
@@ -327,7 +329,7 @@ impl Call {
                 now: self.now,
                 random: self.random,
                 path,
-                hash: self.hash,
+                hash,
                 avoid: &self.avoid[from..],
             };
             let id = match picker.pick(&info) {

@@ -182,6 +182,10 @@ impl<C: Connector> Driver<C> {
             News::Command(Some(Command::SetEndpoints(endpoints))) => {
                 self.balancer.handle_resolution(Ok(endpoints), now);
             }
+            News::Command(Some(Command::SetPolicy(number, policy))) => {
+                // The number comes from the channel's own routes.
+                self.balancer.handle_policy(number, policy);
+            }
             News::Command(Some(Command::Want(id))) => self.balancer.handle_wanted(id, now),
             // Both end the loop that calls this.
             News::Command(Some(Command::Close(_)) | None) => {}
@@ -422,6 +426,7 @@ impl<C: Connector> Driver<C> {
         let state = publication.state;
         self.core.snapshot.store(Arc::new(Snapshot {
             pickers: publication.pickers,
+            hash_on: publication.hash_on,
             seats: self.published.clone(),
             state,
             why: publication.why,
@@ -463,6 +468,9 @@ impl<C: Connector> Driver<C> {
             }
             Event::Channel { from, to } => {
                 tracing::info!(target: "equipoise", %from, %to, "channel state");
+            }
+            Event::Switched { policy } => {
+                tracing::info!(target: "equipoise", policy, "policy switched");
             }
             Event::Resolved { .. } | Event::Kept { .. } | Event::ResolveFailed(_) => {
                 let mut heard = Heard::clone(&self.core.heard.load());
@@ -521,6 +529,7 @@ impl<C: Connector> Driver<C> {
         }
         self.core.snapshot.store(Arc::new(Snapshot {
             pickers: last.pickers.clone(),
+            hash_on: last.hash_on.clone(),
             seats: Arc::new(Seats::new(Vec::new())),
             state: Connectivity::Shutdown,
             why: Some(why.into()),

@@ -90,7 +90,7 @@ impl Heard {
                 self.failures += 1;
                 self.last_error = Some(error.clone());
             }
-            Event::Endpoint { .. } | Event::Channel { .. } => {}
+            Event::Endpoint { .. } | Event::Channel { .. } | Event::Switched { .. } => {}
         }
     }
 

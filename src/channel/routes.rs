@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::Error;
-use crate::policy::{HashOn, Policy};
+use crate::policy::Policy;
 
 /// What the calls of one service or one method are given beyond a policy; see
 /// [`Builder::service_config`](super::Builder::service_config).
@@ -55,11 +55,10 @@ impl MethodConfig {
 }
 
 /// What a call goes by.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Route {
     /// The number of its policy.
     pub(super) policy: usize,
-    pub(super) hash_on: HashOn,
     pub(super) timeout: Option<Duration>,
     pub(super) wait_for_ready: bool,
 }
@@ -106,12 +105,8 @@ impl Wanted {
         Ok(())
     }
 
-    /// The routes, and the policies they name beyond `first`, which is number 0.
-    pub(super) fn routes(
-        &self,
-        first: &dyn Policy,
-        timeout: Option<Duration>,
-    ) -> (Routes, Vec<Box<dyn Policy>>) {
+    /// The routes, and the policies they name beyond the channel's, which is number 0.
+    pub(super) fn routes(&self, timeout: Option<Duration>) -> (Routes, Vec<Box<dyn Policy>>) {
         let mut more = Vec::new();
         let general = MethodConfig {
             timeout,
@@ -119,7 +114,6 @@ impl Wanted {
         };
         let otherwise = Route {
             policy: 0,
-            hash_on: first.hash_on(),
             timeout,
             wait_for_ready: false,
         };
@@ -160,22 +154,27 @@ impl Wishes {
     }
 
     fn route(&self, above: &Route, config: MethodConfig, more: &mut Vec<Box<dyn Policy>>) -> Route {
-        let (policy, hash_on) = match &self.policy {
-            None => (above.policy, above.hash_on.clone()),
+        let policy = match &self.policy {
+            None => above.policy,
             Some(make) => {
-                let policy = make();
-                let hash_on = policy.hash_on();
-                more.push(policy);
-                (more.len(), hash_on)
+                more.push(make());
+                more.len()
             }
         };
         Route {
             policy,
-            hash_on,
             timeout: config.timeout,
             wait_for_ready: config.wait_for_ready.unwrap_or(false),
         }
     }
+}
+
+/// Whose calls a policy chooses for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Scope<'a> {
+    Channel,
+    Service(&'a str),
+    Method(&'a str),
 }
 
 /// The routes of one channel.
@@ -186,6 +185,33 @@ pub(super) struct Routes {
 }
 
 impl Routes {
+    /// The number of the policy of this scope's own.
+    ///
+    /// # Errors
+    ///
+    /// When it was given none: its calls go by the policy of a wider scope, which is not to be changed by its name.
+    pub(super) fn policy_of(&self, scope: Scope<'_>) -> Result<usize, Error> {
+        let missing = |what: &str, name: &str, setter: &str| {
+            Error::config(format!(
+                "{what} {name:?} has no policy of its own: give it one by {setter} when the channel is built"
+            ))
+        };
+        let route = |routes: &HashMap<String, Route>, name: &str, above: usize| {
+            let own = routes.get(name).map(|route| route.policy);
+            own.filter(|&policy| policy != above)
+        };
+        match scope {
+            Scope::Channel => Ok(self.otherwise.policy),
+            Scope::Service(name) => route(&self.services, name, self.otherwise.policy)
+                .ok_or_else(|| missing("service", name, "service_policy")),
+            Scope::Method(path) => {
+                let above = self.services.get(service(path)).unwrap_or(&self.otherwise);
+                route(&self.methods, path, above.policy)
+                    .ok_or_else(|| missing("method", path, "method_policy"))
+            }
+        }
+    }
+
     /// What a call to `path` goes by.
     #[inline]
     pub(super) fn find(&self, path: &str) -> &Route {
@@ -239,7 +265,7 @@ mod tests {
 
     #[test]
     fn each_setting_is_the_methods_else_the_services_else_the_channels() {
-        let (routes, more) = wanted().routes(&Random, Some(1_000 * MS));
+        let (routes, more) = wanted().routes(Some(1_000 * MS));
         assert_eq!(more.len(), 3);
         let policy = |number: usize| match number {
             0 => "Random".to_owned(),

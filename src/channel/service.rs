@@ -12,6 +12,7 @@ use tracing::Instrument;
 
 use crate::endpoint::{Connectivity, Endpoint};
 use crate::error::Error;
+use crate::policy::Policy;
 use crate::target::Target;
 use crate::transport::{Connector, Http2Connector};
 
@@ -19,6 +20,7 @@ use super::builder::Builder;
 use super::call;
 use super::observe::EndpointStatus;
 use super::resolution::Resolution;
+use super::routes::Scope;
 use super::shared::{Command, Shared};
 use super::tracked::ResponseBody;
 
@@ -96,6 +98,73 @@ impl<C: Connector> Channel<C> {
         self.shared
             .commands
             .send(Command::SetEndpoints(endpoints.into_iter().collect()))
+            .map_err(|_| Error::closed())
+    }
+
+    /// Gives the channel another policy, while it runs.
+    ///
+    /// The policy in force goes on until the new one has somebody for a call, so that none fails or waits for the
+    /// change; one that is set meanwhile takes the new one's place. Endpoints keep their connections where the new
+    /// policy does not let go of them, their calls in flight and their counts. Services and methods with a
+    /// policy of their own keep it.
+    ///
+    /// ```
+    /// use equipoise::Channel;
+    /// use equipoise::policy::{LeastRequest, RingHash};
+    ///
+    /// let channel = Channel::builder("static:127.0.0.1:50051,127.0.0.1:50052")?
+    ///     .service_policy("shop.Cart", RingHash::on_metadata("x-session-id"))
+    ///     .build()?;
+    /// channel.set_policy(LeastRequest::default())?;
+    /// channel.set_service_policy("shop.Cart", RingHash::on_metadata("x-user-id"))?;
+    /// # Ok::<(), equipoise::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// When the policy cannot work as it was made ([`Policy::check`]), or when the channel is closed.
+    pub fn set_policy(&self, policy: impl Policy + 'static) -> Result<(), Error> {
+        self.switch(Scope::Channel, Box::new(policy))
+    }
+
+    /// Gives a service another policy, as [`set_policy`](Self::set_policy) does the channel: for the calls of all its
+    /// methods that have none of their own.
+    ///
+    /// # Errors
+    ///
+    /// As those of `set_policy`; and when the service was given no policy of its own by
+    /// [`Builder::service_policy`].
+    pub fn set_service_policy(
+        &self,
+        service: &str,
+        policy: impl Policy + 'static,
+    ) -> Result<(), Error> {
+        self.switch(Scope::Service(service), Box::new(policy))
+    }
+
+    /// Gives a method another policy, as [`set_policy`](Self::set_policy) does the channel.
+    ///
+    /// # Errors
+    ///
+    /// As those of `set_policy`; and when the method was given no policy of its own by
+    /// [`Builder::method_policy`].
+    pub fn set_method_policy(
+        &self,
+        path: &str,
+        policy: impl Policy + 'static,
+    ) -> Result<(), Error> {
+        self.switch(Scope::Method(path), Box::new(policy))
+    }
+
+    fn switch(&self, scope: Scope<'_>, policy: Box<dyn Policy>) -> Result<(), Error> {
+        policy.check()?;
+        let number = self.shared.core.routes.policy_of(scope)?;
+        if self.state() == Connectivity::Shutdown {
+            return Err(Error::closed());
+        }
+        self.shared
+            .commands
+            .send(Command::SetPolicy(number, policy))
             .map_err(|_| Error::closed())
     }
 

@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::clock::Clock;
 use crate::endpoint::{Connectivity, Endpoint, EndpointId};
+use crate::policy::Policy;
 use crate::transport::Connection;
 
 use super::resolution::Heard;
@@ -45,6 +46,8 @@ impl<N> Core<N> {
 #[derive(Debug)]
 pub(super) enum Command {
     SetEndpoints(Vec<Endpoint>),
+    /// Another policy takes the place of that with this number.
+    SetPolicy(usize, Box<dyn Policy>),
     /// A pick asked for a connection to this endpoint.
     Want(EndpointId),
     /// Take no more calls; answer when every connection is closed.

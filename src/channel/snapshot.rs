@@ -10,7 +10,7 @@ use crate::balancer::AttemptId;
 use crate::endpoint::{Address, Connectivity, Endpoint, EndpointId};
 use crate::error::ConnectError;
 use crate::load::Loads;
-use crate::policy::Pickers;
+use crate::policy::{HashOn, Pickers};
 use crate::timestamp::Timestamp;
 use crate::transport::{Connection, Control, Slot, Traffic};
 
@@ -18,6 +18,8 @@ use crate::transport::{Connection, Control, Slot, Traffic};
 pub(super) struct Snapshot<N> {
     /// By the number of the policy.
     pub(super) pickers: Pickers,
+    /// What each of them places calls by.
+    pub(super) hash_on: Arc<[HashOn]>,
     pub(super) seats: Arc<Seats<N>>,
     pub(super) state: Connectivity,
     /// Why calls fail while nobody can take them.

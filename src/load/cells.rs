@@ -64,6 +64,16 @@ impl Cells {
     }
 }
 
+impl Cells {
+    /// From now on the cells hold what `scoring` says. What is in them is [rescored](super::Load::rescore) by the
+    /// caller.
+    pub(crate) fn switch(&mut self, scoring: Scoring) {
+        // Relaxed: see `Shared::ascent`.
+        self.shared.ascent.store(slope(scoring), Ordering::Relaxed);
+        self.shared.floor.forget();
+    }
+}
+
 /// Where one endpoint's score is kept.
 #[derive(Debug)]
 pub struct Cell {
@@ -116,8 +126,8 @@ impl Cell {
 /// What all endpoints of a channel share.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    /// How the key climbs with time; `None` where cells hold no latency.
-    pub(crate) ascent: Option<Ascent>,
+    // How the key climbs with time; 0 where cells hold no latency.
+    ascent: AtomicU64,
     pub(crate) floor: Floor,
     pub(crate) trials: Trials,
 }
@@ -125,13 +135,26 @@ pub(crate) struct Shared {
 impl Shared {
     fn new(scoring: Scoring) -> Self {
         Self {
-            ascent: match scoring {
-                Scoring::InFlight => None,
-                Scoring::Latency { window } => Some(Ascent::new(window)),
-            },
+            ascent: AtomicU64::new(slope(scoring)),
             floor: Floor::default(),
             trials: Trials::default(),
         }
+    }
+
+    /// How the key climbs with time; `None` where cells hold no latency.
+    #[inline]
+    pub(crate) fn ascent(&self) -> Option<Ascent> {
+        // Relaxed: a call that ends while the scoring changes may still enter a key by the old one. Such a key is
+        // recognised: see `Word::after`.
+        Ascent::of(self.ascent.load(Ordering::Relaxed))
+    }
+}
+
+/// How the key climbs, as it is kept.
+fn slope(scoring: Scoring) -> u64 {
+    match scoring {
+        Scoring::InFlight => 0,
+        Scoring::Latency { window } => Ascent::new(window).slope(),
     }
 }
 
@@ -204,6 +227,12 @@ impl Floor {
                 .compare_exchange(seen, next, Ordering::Relaxed, Ordering::Relaxed);
         }
         Self::least(next)
+    }
+
+    /// Begins anew: heights are counted differently from now on.
+    fn forget(&self) {
+        // Relaxed: as in `note`.
+        self.word.store(LEAST << 20 | LEAST, Ordering::Relaxed);
     }
 
     /// The floor, if any endpoint has answered of late.

@@ -122,7 +122,7 @@ impl Load {
     pub fn join(&self, median: Option<Estimate>, now: Timestamp) {
         // Relaxed throughout: see `failed`.
         self.faults_in_a_row.store(0, Ordering::Relaxed);
-        self.cell.apply(match self.cell.shared().ascent {
+        self.cell.apply(match self.cell.shared().ascent() {
             None => Event::Joined {
                 key: 0,
                 on_trial: false,
@@ -132,6 +132,25 @@ impl Load {
                 // one call comes soon.
                 key: median.map_or(ascent.at(now), |Estimate(key)| key),
                 on_trial: true,
+            },
+        });
+    }
+
+    /// What the score holds has changed: it begins anew by what is known of the endpoint. Calls in flight stay, and
+    /// so does a penalty.
+    pub(crate) fn rescore(&self, now: Timestamp) {
+        // Relaxed: a mean that is a moment old is as good.
+        let mean = self.mean.load(Ordering::Relaxed);
+        self.cell.apply(match self.cell.shared().ascent() {
+            None => Event::Rescored {
+                key: 0,
+                hard: score::SHUNNED,
+                on_trial: false,
+            },
+            Some(ascent) => Event::Rescored {
+                key: ascent.at(now) + log2(mean),
+                hard: ascent.at(now) + log2_of(PENALTY),
+                on_trial: mean == 0,
             },
         });
     }
@@ -183,7 +202,7 @@ impl Load {
             self.faults_in_a_row.store(0, Ordering::Relaxed);
         }
         let shared = self.cell.shared();
-        let key = match shared.ascent {
+        let key = match shared.ascent() {
             None => 0,
             Some(ascent) => {
                 let height = ascent.at(now);
@@ -216,7 +235,7 @@ impl Load {
     #[cold]
     fn failed(&self, nanos: u64, now: Timestamp) {
         let shared = self.cell.shared();
-        let (soft, hard) = match shared.ascent {
+        let (soft, hard) = match shared.ascent() {
             None => (0, score::SHUNNED),
             Some(ascent) => {
                 // The mean rather than the score: the score holds earlier faults, and four times that
@@ -250,7 +269,7 @@ impl Load {
     #[cold]
     fn cancelled(&self, nanos: u64, now: Timestamp) {
         let shared = self.cell.shared();
-        let key = shared.ascent.map_or(0, |ascent| {
+        let key = shared.ascent().map_or(0, |ascent| {
             let cap = shared.floor.get().map_or(u64::MAX, |floor| floor + CAP);
             ascent.at(now) + log2(nanos).min(cap)
         });

@@ -31,6 +31,9 @@ pub(crate) const fn units(n: u64) -> u64 {
 /// are in use (222 s at 5 s): a trial call that never ends must not shut its endpoint out for good.
 const TRIAL_BUMP: u64 = units(64);
 
+/// More than any latency, or a penalty, is above the height at which it enters.
+const STRANGE: u64 = units(128);
+
 /// Leaves the score room above for the in-flight term, the trial bump and the handicap of a weight.
 /// Reached after 14 years at the default window; from then on estimates no longer move.
 const KEY_MAX: u64 = (1 << 40) - 1 - units(23) - TRIAL_BUMP - units(32);
@@ -66,6 +69,8 @@ pub(crate) enum Event {
     EndedElsewhere { answered: bool },
     /// It has become ready.
     Joined { key: u64, on_trial: bool },
+    /// Scores hold something else from now on: its `key` by that, and what its penalty comes to.
+    Rescored { key: u64, hard: u64, on_trial: bool },
 }
 
 impl Word {
@@ -112,7 +117,13 @@ impl Word {
             // 4 million calls in flight are more than ports, streams or memory allow.
             Event::Begun => Self::pack(key, flags, (in_flight + 1).min(IN_FLIGHT)),
             Event::Answered { key: new, clears } if clears || !self.penalised() => {
-                let key = if self.penalised() { new } else { key.max(new) };
+                // A key far above any latency's was entered while the scoring changed, by a call that began under
+                // the old one; and where keys hold no latency, any.
+                let strange = new == 0 || key > new + STRANGE;
+                let key = match self.penalised() || strange {
+                    true => new,
+                    false => key.max(new),
+                };
                 Self::pack(key, 0, fewer)
             }
             Event::Answered { key: new, .. } => Self::pack(key.max(new), PENALISED, fewer),
@@ -128,6 +139,10 @@ impl Word {
             Event::EndedElsewhere { answered: true } => Self::pack(key, flags & !ON_TRIAL, fewer),
             Event::EndedElsewhere { answered: false } => Self::pack(key, flags, fewer),
             Event::Joined { key, on_trial } => {
+                Self::pack(key, if on_trial { ON_TRIAL } else { 0 }, in_flight)
+            }
+            Event::Rescored { hard, .. } if self.penalised() => Self::pack(hard, flags, in_flight),
+            Event::Rescored { key, on_trial, .. } => {
                 Self::pack(key, if on_trial { ON_TRIAL } else { 0 }, in_flight)
             }
         }
@@ -153,6 +168,17 @@ impl Ascent {
             // A float-to-integer cast saturates: a window of nothing climbs as fast as can be said.
             per_nano: (2f64.powi(64 + FRACTION as i32) / doubling) as u64,
         }
+    }
+
+    /// All there is to it, as a number that is not 0.
+    pub(crate) fn slope(self) -> u64 {
+        self.per_nano.max(1)
+    }
+
+    /// The one with this [`slope`](Self::slope); `None` for 0.
+    #[inline]
+    pub(crate) fn of(slope: u64) -> Option<Self> {
+        (slope != 0).then_some(Self { per_nano: slope })
     }
 
     /// How high an estimate made at `now` enters.

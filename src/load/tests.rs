@@ -371,3 +371,59 @@ fn threads_leave_nothing_behind() {
     assert!(!load.penalised());
     near(worth(&load, 1_000_007), 7.0);
 }
+
+#[test]
+fn a_new_scoring_begins_with_what_is_known() {
+    let mut cells = Cells::new(Scoring::InFlight);
+    let [known, unknown, bad] = std::array::from_fn(|slot| Load::new(cells.cell(slot)));
+    for load in [&known, &unknown, &bad] {
+        load.join(None, ms(0));
+        load.begin();
+    }
+    for i in 0..500 {
+        ok(&known, i, 10);
+        fail(&bad, i, 1);
+    }
+    assert!(bad.penalised());
+    cells.switch(LATENCY);
+    for load in [&known, &unknown, &bad] {
+        load.rescore(ms(1_000));
+        assert_eq!(load.in_flight(), 1);
+    }
+    near(worth(&known, 1_000), 10.0);
+    assert!(unknown.cell.word().on_trial() && !known.cell.word().on_trial());
+    near(worth(&bad, 1_000), 5_000.0);
+    assert!(bad.penalised());
+    ok(&bad, 2_000, 10);
+    near(worth(&bad, 2_010), 10.0);
+    cells.switch(Scoring::InFlight);
+    for load in [&known, &unknown, &bad] {
+        load.rescore(ms(3_000));
+        assert_eq!((load.cell.word().key(), load.in_flight()), (0, 1));
+    }
+}
+
+/// A call may end while the scoring changes: it has read the old one, and writes after the new one is in force.
+#[test]
+fn a_score_of_the_old_scoring_is_forgotten_at_the_next_answer() {
+    let late = |key| Event::Answered { key, clears: true };
+    let mut cells = Cells::new(Scoring::Latency {
+        window: Duration::from_secs(1),
+    });
+    let load = Load::new(cells.cell(0));
+    let steep = score::Ascent::new(Duration::from_secs(1)).at(ms(3_600_000));
+    cells.switch(Scoring::InFlight);
+    load.rescore(ms(3_600_000));
+    load.begin();
+    load.cell.apply(late(steep + 200_000));
+    assert!(load.cell.word().key() > 0, "it got in");
+    ok(&load, 3_600_001, 10);
+    assert_eq!(load.cell.word().key(), 0);
+    cells.switch(LATENCY);
+    load.rescore(ms(3_600_100));
+    load.begin();
+    load.cell.apply(late(steep + 200_000));
+    assert!(worth(&load, 3_600_101) > 1e9, "it got in");
+    ok(&load, 3_600_102, 10);
+    near(worth(&load, 3_600_112), 10.0);
+}

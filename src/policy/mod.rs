@@ -9,6 +9,7 @@
 mod adaptive;
 mod hash_on;
 mod least_request;
+mod pick_first;
 mod random;
 pub mod ring_hash;
 mod roster;
@@ -22,6 +23,7 @@ use std::sync::Arc;
 pub use adaptive::Adaptive;
 pub use hash_on::{ClientIp, HashKey, HashOn};
 pub use least_request::LeastRequest;
+pub use pick_first::PickFirst;
 pub use random::Random;
 pub use ring_hash::RingHash;
 pub use round_robin::RoundRobin;

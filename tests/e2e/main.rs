@@ -13,6 +13,7 @@ mod observing;
 mod resolving;
 mod routing;
 mod steering;
+mod switching;
 mod tls;
 mod tonic_bugs;
 mod tonic_connector;

@@ -23,7 +23,7 @@ const HELLO: &str = "/equipoise.demo.v1.Greeter/SayHello";
 
 /// Gives every call to the endpoint at one address, and connects to no other.
 #[derive(Clone, Debug)]
-struct Pinned(Address);
+pub(crate) struct Pinned(pub(crate) Address);
 
 #[derive(Debug)]
 struct To(Option<EndpointId>);

@@ -1,6 +1,7 @@
 //! The balancer as its driver sees it: news in, actions out, literal times.
 
 mod lists;
+mod policies;
 
 use std::sync::Mutex;
 use std::time::Instant;
@@ -164,6 +165,7 @@ impl Bench {
                     format!("resolved {endpoints} +{added} -{removed} twice {duplicates} over {over_limit}")
                 }
                 Event::Kept { endpoints, until } => format!("kept {endpoints} until {until:?}"),
+                Event::Switched { policy } => format!("switched {policy}"),
                 Event::ResolveFailed(error) => format!("no answer: {error}"),
             })
             .collect()
