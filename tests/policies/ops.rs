@@ -10,14 +10,16 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use equipoise::policy::ring_hash::Ring;
-use equipoise::policy::{Adaptive, LeastRequest, Member, Policy, Random, RingHash, RoundRobin};
+use equipoise::policy::{
+    Adaptive, LeastRequest, Member, PickFirst, Policy, Random, RingHash, RoundRobin,
+};
 use equipoise::rng::Rng;
 use equipoise::{Connectivity, EndpointId, Outcome, StatusCode};
 use proptest::collection::vec;
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
 use proptest::test_runner::{Config, RngSeed, TestCaseError, TestError, TestRunner};
 
-use Manner::{Pins, Spreads};
+use Manner::{Holds, Pins, Spreads};
 use fleet::{Avoid, Change, Fleet, KEYS, Manner, Op, Reach, Start, WEIGHTS};
 
 /// A policy, what it may do, and whom it gives calls to.
@@ -58,6 +60,8 @@ subjects! {
     least_request: Spreads, everyone, LeastRequest::default();
     least_request_of_five: Spreads, everyone, LeastRequest::choices(5).expect("it is in 2..=10");
     least_request_of_all: Spreads, everyone, LeastRequest::full_scan();
+    pick_first: Holds, everyone, PickFirst::default();
+    pick_first_shuffled: Holds, everyone, PickFirst::shuffled();
     random: Spreads, everyone, Random;
     ring_hash: Pins, on_the_ring, RingHash::default();
     round_robin: Spreads, everyone, RoundRobin::default();

@@ -19,6 +19,8 @@ pub enum Manner {
     /// A call with a hash may wait for an idle or connecting member though others are ready, and a call without
     /// one rather than go to one that it should avoid.
     Pins,
+    /// All calls go to one, also those that should avoid it, until it is lost.
+    Holds,
 }
 
 /// Those of the members that the policy gives calls to at all.
@@ -510,7 +512,7 @@ impl View {
                 Err("picks one who is not ready")
             }
             PickResult::Pick(id) | PickResult::PickAndConnect { id, .. }
-                if others && info.avoid.contains(&id) =>
+                if manner != Manner::Holds && others && info.avoid.contains(&id) =>
             {
                 Err("picks one to be avoided, though another is ready")
             }
@@ -526,7 +528,7 @@ impl View {
                 let mut connecting = self.reached(Connecting);
                 match manner {
                     _ if !dialled && connecting.next().is_none() => Err("waits for nobody"),
-                    Manner::Spreads if self.reached(Ready).next().is_some() => {
+                    Manner::Spreads | Manner::Holds if self.reached(Ready).next().is_some() => {
                         Err("waits though somebody is ready")
                     }
                     Manner::Pins if info.hash.is_none() && others => {
