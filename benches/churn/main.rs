@@ -4,7 +4,7 @@
 //!   has changed, per policy and number of endpoints.
 //! * *Readers meanwhile*: one thread picks among 10,000 endpoints by the snapshot in force while another makes and
 //!   publishes a new picker as fast as it can, and while none does, in turns; nanoseconds per pick, clock read
-//!   included, the 99.9th percentile and the longest.
+//!   included: the 99.9th percentile, and the longest pick of the quietest round.
 //! * *A whole list at once*: milliseconds and bytes from the list handed to a `Balancer` until it has nothing more to
 //!   do, and bytes of a whole channel whose dials are never answered.
 //!

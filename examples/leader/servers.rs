@@ -20,10 +20,12 @@ const WORK: Duration = Duration::from_millis(2);
 pub struct Server {
     pub name: &'static str,
     pub address: SocketAddr,
-    running: Option<(
-        oneshot::Sender<()>,
-        JoinHandle<Result<(), tonic::transport::Error>>,
-    )>,
+    running: Option<Running>,
+}
+
+struct Running {
+    stop: oneshot::Sender<()>,
+    ended: JoinHandle<Result<(), tonic::transport::Error>>,
 }
 
 impl Server {
@@ -39,10 +41,10 @@ impl Server {
 
     /// As a deployment does it: finishes what it has, takes no more, and is gone.
     pub async fn stop(&mut self) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        if let Some((stop, running)) = self.running.take() {
+        if let Some(Running { stop, ended }) = self.running.take() {
             // It may have ended by itself.
             let _ = stop.send(());
-            running.await??;
+            ended.await??;
         }
         Ok(())
     }
@@ -55,13 +57,7 @@ impl Server {
     }
 }
 
-fn serve(
-    name: &'static str,
-    listener: TcpListener,
-) -> (
-    oneshot::Sender<()>,
-    JoinHandle<Result<(), tonic::transport::Error>>,
-) {
+fn serve(name: &'static str, listener: TcpListener) -> Running {
     let (stop, stopped) = oneshot::channel();
     let serving = tonic::transport::Server::builder()
         .add_service(GreeterServer::new(Named(name)))
@@ -69,7 +65,8 @@ fn serve(
             // Either way: it was told to stop, or nobody is left who could tell it.
             let _ = stopped.await;
         });
-    (stop, tokio::spawn(serving))
+    let ended = tokio::spawn(serving);
+    Running { stop, ended }
 }
 
 struct Named(&'static str);

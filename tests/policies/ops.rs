@@ -19,6 +19,7 @@ use proptest::collection::vec;
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
 use proptest::test_runner::{Config, RngSeed, TestCaseError, TestError, TestRunner};
 
+use crate::leader::policy::LeaderFirst;
 use Manner::{Holds, Pins, Spreads};
 use fleet::{Avoid, Change, Fleet, KEYS, Manner, Op, Reach, Start, WEIGHTS};
 
@@ -57,6 +58,7 @@ macro_rules! subjects {
 
 subjects! {
     adaptive: Spreads, everyone, Adaptive::default();
+    leader_first: Spreads, everyone, LeaderFirst::with_hold_down(Duration::from_millis(500));
     least_request: Spreads, everyone, LeastRequest::default();
     least_request_of_five: Spreads, everyone, LeastRequest::choices(5).expect("it is in 2..=10");
     least_request_of_all: Spreads, everyone, LeastRequest::full_scan();
