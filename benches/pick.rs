@@ -12,6 +12,9 @@
 //! median over rounds of the quotient within a round; allocations are those of all our picks,
 //! begins and ends together.
 
+#[path = "common/policies.rs"]
+mod policies;
+
 use std::alloc::System;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -24,13 +27,11 @@ use std::sync::{Arc, Barrier};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use equipoise::load::{Cells, Load, median};
-use equipoise::policy::{
-    Adaptive, LeastRequest, Member, PickInfo, PickResult, Picker, Policy, Random, RingHash,
-    RoundRobin,
-};
+use equipoise::load::Load;
+use equipoise::policy::{PickInfo, PickResult, Picker};
 use equipoise::rng::Rng;
-use equipoise::{Completion, Connectivity, Endpoint, EndpointId, Outcome, StatusCode, Timestamp};
+use equipoise::{EndpointId, Timestamp};
+use policies::{SUBJECTS, answer, fleet};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use tower::Service;
 use tower::balance::p2c::Balance;
@@ -130,31 +131,38 @@ fn main() -> ExitCode {
         );
         middle(ours.iter().zip(tower).map(|(a, b)| a / b).collect())
     };
-    println!(
-        "RESULT pick round_robin={:.3} random={:.3} p2c={:.3} adaptive_10={:.3} adaptive_512={:.3} \
-         packed_512={:.3} ring_hash={:.3} allocations={allocations}",
-        ratio(ROUND_ROBIN, CALL, 10),
-        ratio(RANDOM, CALL, 10),
-        ratio(P2C, CALL, 10),
-        ratio(ADAPTIVE, CALL, 10),
-        ratio(ADAPTIVE, CALL, SCANNED),
-        ratio(PACKED, PICK, SCANNED),
-        ratio(RING, CALL, 10),
-    );
+    let mut line = "RESULT pick".to_owned();
+    let mut figure = |key: &str, ratio: f64| line += &format!(" {key}={ratio:.3}");
+    for policy in SUBJECTS {
+        if !FIGURES.iter().any(|(_, key, _)| *key == policy.key) {
+            figure(policy.key, ratio(policy.name, CALL, 10));
+        }
+    }
+    for (key, policy, n) in FIGURES {
+        figure(key, ratio(named(policy).name, CALL, *n));
+    }
+    figure("packed_512", ratio(PACKED, PICK, SCANNED));
+    println!("{line} allocations={allocations}");
     match allocations {
         0 => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
     }
 }
 
+/// Policies with other figures than the one among 10: what it is called, whose it is, among how many.
+const FIGURES: &[(&str, &str, usize)] = &[
+    ("adaptive_10", "adaptive", 10),
+    ("adaptive_512", "adaptive", SCANNED),
+];
+
+/// The policy with this key.
+fn named(key: &str) -> &'static policies::Subject {
+    let found = SUBJECTS.iter().find(|policy| policy.key == key);
+    found.expect("figures are of policies there are")
+}
+
 const PICK: &str = "pick";
 const CALL: &str = "pick + begin + end";
-const ROUND_ROBIN: &str = "round robin";
-const RANDOM: &str = "random";
-const P2C: &str = "least request, 2 choices";
-const SCAN: &str = "least request, all";
-const ADAPTIVE: &str = "adaptive";
-const RING: &str = "ring hash, 4,096 entries";
 const PENDING: &str = "tower p2c PendingRequests";
 const EWMA: &str = "tower p2c PeakEwma";
 const PACKED: &str = "minimum of packed words";
@@ -164,12 +172,9 @@ fn subjects() -> Vec<Subject> {
     let mut subjects = Vec::new();
     for threads in [1, 2] {
         for n in SIZES {
-            ours(&mut subjects, ROUND_ROBIN, RoundRobin::default, n, threads);
-            ours(&mut subjects, RANDOM, || Random, n, threads);
-            ours(&mut subjects, P2C, LeastRequest::default, n, threads);
-            ours(&mut subjects, SCAN, LeastRequest::full_scan, n, threads);
-            ours(&mut subjects, ADAPTIVE, Adaptive::default, n, threads);
-            ours(&mut subjects, RING, ring_hash, n, threads);
+            for policy in SUBJECTS {
+                ours(&mut subjects, policy, n, threads);
+            }
             tower(&mut subjects, n, threads);
         }
         let counter = Arc::new(AtomicU64::new(0));
@@ -186,7 +191,11 @@ fn subjects() -> Vec<Subject> {
             },
         ));
     }
-    ours(&mut subjects, ADAPTIVE, Adaptive::default, SCANNED, 1);
+    for (_, policy, n) in FIGURES {
+        if !SIZES.contains(n) {
+            ours(&mut subjects, named(policy), *n, 1);
+        }
+    }
     tower(&mut subjects, SCANNED, 1);
     subjects.push(Subject::new(Key(PACKED, PICK, SCANNED, 1), false, packed));
     subjects
@@ -209,39 +218,12 @@ fn packed() -> Work {
     })
 }
 
-fn ring_hash() -> RingHash {
-    RingHash::default().with_sizes(4_096, 4_096)
-}
-
 /// A policy among `n` ready endpoints that have all answered before.
-fn ours<P: Policy>(
-    subjects: &mut Vec<Subject>,
-    name: &'static str,
-    policy: impl Fn() -> P,
-    n: usize,
-    threads: usize,
-) {
-    let mut policy = policy();
-    let mut cells = Cells::new(policy.scoring());
-    let members: Vec<Member> = (0..n)
-        .map(|slot| Member {
-            id: EndpointId::new(slot as u32, 1),
-            state: Connectivity::Ready,
-            weight: 1,
-            place: Some(slot),
-            endpoint: Arc::new(Endpoint::from(std::net::SocketAddr::from((
-                [10, 0, 0, 1],
-                1 + slot as u16,
-            )))),
-            load: Arc::new(Load::new(cells.cell(slot))),
-        })
-        .collect();
-    let (start, now) = (Timestamp::from_millis(1), Timestamp::from_millis(2));
-    for member in &members {
-        member.load.join(median([]), start);
-        member.load.begin();
-        member.load.end(&answer(0), start, now);
-    }
+fn ours(subjects: &mut Vec<Subject>, policy: &policies::Subject, n: usize, threads: usize) {
+    let name = policy.name;
+    let mut policy = (policy.policy)();
+    let members = fleet(&*policy, n);
+    let now = Timestamp::from_millis(2);
     let picker = policy.update(&members, now, &mut Rng::new(1)).picker;
     let loads: Arc<[Arc<Load>]> = members.into_iter().map(|member| member.load).collect();
     let mut seed = 0;
@@ -253,13 +235,6 @@ fn ours<P: Policy>(
         seed += 1;
         calling(picker.clone(), loads.clone(), Rng::new(seed))
     }));
-}
-
-fn answer(random: u64) -> Completion {
-    Completion {
-        outcome: Outcome::Answered(StatusCode::OK),
-        latency: Duration::from_nanos(1_000_000 + (random & 0x3_ffff)),
-    }
 }
 
 fn pick(picker: &dyn Picker, now: Timestamp, random: u64) -> EndpointId {

@@ -1,1 +1,4 @@
 //! What the policies promise, over whole fleets: golden data, naive oracles, arbitrary sequences.
+
+mod leader;
+mod ops;

@@ -1,0 +1,255 @@
+//! Every policy under arbitrary sequences of what can happen to it: updates, picks, calls, time.
+//!
+//! A failure prints the promise that was broken, the shortest sequence that breaks it, and the seed.
+//! `EQUIPOISE_OPS_CASES=5000 EQUIPOISE_OPS_SEED=7 cargo test --test policies -- ops` looks further.
+
+mod controls;
+mod fleet;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use equipoise::policy::ring_hash::Ring;
+use equipoise::policy::{
+    Adaptive, LeastRequest, Member, PickFirst, Policy, Random, RingHash, RoundRobin,
+};
+use equipoise::rng::Rng;
+use equipoise::{Connectivity, EndpointId, Outcome, StatusCode};
+use proptest::collection::vec;
+use proptest::prelude::{Just, Strategy, any, prop_oneof};
+use proptest::test_runner::{Config, RngSeed, TestCaseError, TestError, TestRunner};
+
+use crate::leader::policy::LeaderFirst;
+use Manner::{Holds, Pins, Spreads};
+use fleet::{Avoid, Change, Fleet, KEYS, Manner, Op, Reach, Start, WEIGHTS};
+
+/// A policy, what it may do, and whom it gives calls to.
+#[derive(Clone, Copy)]
+struct Subject {
+    policy: fn() -> Box<dyn Policy>,
+    manner: Manner,
+    reach: Reach,
+}
+
+/// One line per policy: its name, what it may do, whom it gives calls to, how it is made. Each becomes two tests.
+macro_rules! subjects {
+    ($($name:ident: $manner:expr, $reach:expr, $policy:expr;)*) => {
+        $(mod $name {
+            use super::*;
+
+            const SUBJECT: Subject = Subject {
+                policy: || Box::new($policy),
+                manner: $manner,
+                reach: $reach,
+            };
+
+            #[test]
+            fn keeps_its_promises() {
+                super::keeps_its_promises(SUBJECT);
+            }
+
+            #[test]
+            fn keeps_them_among_ten_thousand() {
+                super::among_ten_thousand(SUBJECT);
+            }
+        })*
+    };
+}
+
+subjects! {
+    adaptive: Spreads, everyone, Adaptive::default();
+    leader_first: Spreads, everyone, LeaderFirst::with_hold_down(Duration::from_millis(500));
+    least_request: Spreads, everyone, LeastRequest::default();
+    least_request_of_five: Spreads, everyone, LeastRequest::choices(5).expect("it is in 2..=10");
+    least_request_of_all: Spreads, everyone, LeastRequest::full_scan();
+    pick_first: Holds, everyone, PickFirst::default();
+    pick_first_shuffled: Holds, everyone, PickFirst::shuffled();
+    random: Spreads, everyone, Random;
+    ring_hash: Pins, on_the_ring, RingHash::default();
+    round_robin: Spreads, everyone, RoundRobin::default();
+}
+
+fn everyone(members: &[Member]) -> BTreeSet<EndpointId> {
+    members.iter().map(|member| member.id).collect()
+}
+
+/// Those with an entry in a ring of the default sizes: beside a weight of four thousand million, one of 1 has none.
+fn on_the_ring(members: &[Member]) -> BTreeSet<EndpointId> {
+    let mut members: Vec<&Member> = members.iter().collect();
+    members.sort_by_key(|member| {
+        let endpoint = &member.endpoint;
+        (endpoint.hash_key().into_owned(), endpoint.address().clone())
+    });
+    let keys: Vec<(String, u32)> = members
+        .iter()
+        .map(|member| (member.endpoint.hash_key().into_owned(), member.weight))
+        .collect();
+    let Ok(ring) = Ring::new(&keys, 1_024, 4_096) else {
+        return BTreeSet::new();
+    };
+    ring.walk(0).map(|index| members[index].id).collect()
+}
+
+fn setting(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    let number = text.parse();
+    Some(number.unwrap_or_else(|_| panic!("{name}={text} is not a number")))
+}
+
+/// The shortest sequence that breaks a promise, if any does.
+fn search(subject: Subject, cases: u64, seed: u64) -> Result<(), String> {
+    let mut runner = TestRunner::new(Config {
+        cases: cases.try_into().unwrap_or(u32::MAX),
+        failure_persistence: None,
+        rng_seed: RngSeed::Fixed(seed),
+        ..Config::default()
+    });
+    let found = runner.run(&(start(), vec(op(), 1..60)), |(start, ops)| {
+        run(subject, &start, &ops).map_err(TestCaseError::fail)
+    });
+    found.map_err(|error| match error {
+        TestError::Fail(why, (start, ops)) => {
+            let ops: Vec<String> = ops.iter().map(|op| format!("\n  {op:?}")).collect();
+            format!("seed {seed}: {why}\n{start:?}{}", ops.concat())
+        }
+        TestError::Abort(why) => format!("seed {seed}: no case: {why}"),
+    })
+}
+
+fn run(subject: Subject, start: &Start, ops: &[Op]) -> Result<(), String> {
+    let policy = (subject.policy)();
+    let mut fleet = Fleet::new(policy, subject.manner, subject.reach, start)?;
+    ops.iter().try_for_each(|op| fleet.step(op))?;
+    fleet.finish()
+}
+
+fn keeps_its_promises(subject: Subject) {
+    let cases = setting("EQUIPOISE_OPS_CASES").unwrap_or(100);
+    let seed = setting("EQUIPOISE_OPS_SEED").unwrap_or(1);
+    if let Err(why) = search(subject, cases, seed) {
+        panic!("{why}");
+    }
+}
+
+/// As many as a channel takes by default, of any state and weight.
+fn among_ten_thousand(subject: Subject) {
+    let seed = setting("EQUIPOISE_OPS_SEED").unwrap_or(1);
+    let mut rng = Rng::new(seed);
+    let start = Start {
+        members: 10_000,
+        holes: true,
+        seed,
+    };
+    let mut ops = Vec::new();
+    for change in [
+        Change::Weigh(5_000, u32::MAX),
+        Change::TurnAll(Connectivity::Ready),
+        Change::Remove(1),
+    ] {
+        ops.push(Op::Update(vec![change]));
+        for pick in 0..60 {
+            let avoid = match pick {
+                0 => Avoid::AllBut(rng.below(10_000)),
+                _ => Avoid::Those((0..pick % 33).map(|_| rng.below(10_000)).collect()),
+            };
+            ops.push(Op::Pick {
+                late: false,
+                hash: (pick % 2 == 0).then(|| rng.word()),
+                random: rng.word(),
+                avoid,
+            });
+        }
+    }
+    run(subject, &start, &ops).unwrap_or_else(|why| {
+        // The view holds ten thousand lines.
+        let head: String = why.chars().take(2_000).collect();
+        panic!("seed {seed}: {head}");
+    });
+}
+
+fn start() -> impl Strategy<Value = Start> {
+    // Around one chunk of score cells, and around the number that `Adaptive` compares one and all.
+    let members = prop_oneof![30 => 0..12usize, 4 => 60..70usize, 1 => 505..520usize];
+    (members, any::<bool>(), any::<u64>()).prop_map(|(members, holes, seed)| Start {
+        members,
+        holes,
+        seed,
+    })
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let hash = prop_oneof![1 => Just(None), 1 => any::<u64>().prop_map(Some)];
+    let random = prop_oneof![8 => any::<u64>(), 1 => Just(0), 1 => Just(u64::MAX)];
+    let pick = (any::<bool>(), hash, random, avoid());
+    let pick = pick.prop_map(|(late, hash, random, avoid)| Op::Pick {
+        late,
+        hash,
+        random,
+        avoid,
+    });
+    let end = (any::<usize>(), outcome(), time());
+    let end = end.prop_map(|(call, outcome, latency)| Op::End(call, outcome, latency));
+    prop_oneof![
+        6 => vec(change(), 1..4).prop_map(Op::Update),
+        12 => pick,
+        6 => end,
+        1 => any::<usize>().prop_map(Op::Speak),
+        4 => time().prop_map(Op::Pass),
+    ]
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    let weight = || (0..WEIGHTS.len()).prop_map(|at| WEIGHTS[at]);
+    let key = (0..KEYS.len()).prop_map(|at| KEYS[at]);
+    let turn = (any::<usize>(), state()).prop_map(|(which, state)| Change::Turn(which, state));
+    let weigh = (any::<usize>(), weight()).prop_map(|(which, weight)| Change::Weigh(which, weight));
+    let rename = (any::<usize>(), key).prop_map(|(which, key)| Change::Rename(which, key));
+    prop_oneof![
+        12 => turn,
+        4 => weight().prop_map(Change::Add),
+        4 => any::<usize>().prop_map(Change::Remove),
+        1 => (0..4usize).prop_map(Change::Replace),
+        2 => any::<u64>().prop_map(Change::Reorder),
+        2 => weigh,
+        2 => rename,
+        2 => state().prop_map(Change::TurnAll),
+    ]
+}
+
+fn state() -> impl Strategy<Value = Connectivity> {
+    use Connectivity::{Connecting, Idle, Ready, TransientFailure};
+    prop_oneof![3 => Just(Ready), 1 => Just(Idle), 1 => Just(Connecting), 1 => Just(TransientFailure)]
+}
+
+fn avoid() -> impl Strategy<Value = Avoid> {
+    prop_oneof![
+        5 => Just(Avoid::Those(Vec::new())),
+        5 => vec(any::<usize>(), 1..6).prop_map(Avoid::Those),
+        1 => (1..9u32).prop_map(Avoid::Strangers),
+        2 => any::<usize>().prop_map(Avoid::AllBut),
+        1 => Just(Avoid::All),
+    ]
+}
+
+fn outcome() -> impl Strategy<Value = Outcome> {
+    let answered = (0..20u8).prop_map(|code| Outcome::Answered(StatusCode::new(code)));
+    prop_oneof![
+        4 => Just(Outcome::Answered(StatusCode::OK)),
+        4 => Just(Outcome::Answered(StatusCode::UNAVAILABLE)),
+        1 => answered,
+        1 => Just(Outcome::Cancelled),
+        1 => Just(Outcome::Refused),
+    ]
+}
+
+/// From nothing to the end of time.
+fn time() -> impl Strategy<Value = Duration> {
+    let nanos = |most: u64| (0..=most).prop_map(Duration::from_nanos);
+    prop_oneof![
+        20 => nanos(10_000_000),
+        10 => nanos(10_000_000_000),
+        3 => nanos(100_000_000_000_000),
+        1 => Just(Duration::ZERO),
+        1 => prop_oneof![1 => nanos(u64::MAX), 1 => Just(Duration::MAX)],
+    ]
+}
