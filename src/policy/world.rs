@@ -98,10 +98,6 @@ impl World {
         policy.update(&self.members, self.now, &mut self.rng)
     }
 
-    pub(super) fn now(&self) -> Timestamp {
-        self.now
-    }
-
     /// Lets time go by without calls.
     pub(super) fn pass(&mut self, time: Duration) {
         self.now = self.now + time;
