@@ -34,7 +34,7 @@ pub use loads::Loads;
 pub use outcomes::Outcomes;
 
 pub(crate) use cells::{CHUNK, Chunk, Shared};
-pub(crate) use score::handicap;
+pub(crate) use score::{Word, handicap};
 
 use histogram::Histogram;
 use outcomes::Counters;

@@ -8,8 +8,10 @@
 
 mod adaptive;
 mod chances;
+mod choices;
 mod hash_on;
 mod least_request;
+mod peak_ewma;
 mod random;
 pub mod ring_hash;
 mod roster;
@@ -26,6 +28,7 @@ use std::sync::Arc;
 pub use adaptive::Adaptive;
 pub use hash_on::{ClientIp, HashKey, HashOn};
 pub use least_request::LeastRequest;
+pub use peak_ewma::PeakEwma;
 pub use random::Random;
 pub use ring_hash::RingHash;
 pub use round_robin::RoundRobin;
@@ -260,6 +263,7 @@ mod tests {
             Box::new(Adaptive::default()),
             Box::new(LeastRequest::default()),
             Box::new(LeastRequest::full_scan()),
+            Box::new(PeakEwma::default()),
             Box::new(Random),
             Box::new(RoundRobin::default()),
             Box::new(WeightedRandom),

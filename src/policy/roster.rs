@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Member, PickInfo};
 use crate::endpoint::EndpointId;
-use crate::load::{CHUNK, Chunk, Load, Shared};
+use crate::load::{CHUNK, Chunk, Load, Shared, Word};
 use crate::rng::{remix, scale};
 
 /// Ready members by position: in the order of their score cells.
@@ -84,6 +84,18 @@ impl Roster {
     pub(super) fn score(&self, position: usize) -> u64 {
         let (run, offset) = self.places[position];
         read(&self.runs[run as usize].chunk.words()[offset as usize % CHUNK])
+    }
+
+    /// All scores, with their positions.
+    #[inline]
+    pub(super) fn words(&self) -> impl Iterator<Item = (Word, usize)> {
+        let words = self.runs.iter().flat_map(Run::words);
+        words.map(|(word, position)| (Word(word), position))
+    }
+
+    #[inline]
+    pub(super) fn word(&self, position: usize) -> Word {
+        Word(self.score(position))
     }
 
     pub(super) fn runs(&self) -> &[Run] {
