@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::chances;
 use super::roster::{Roster, UNBROKEN};
 use super::{Decision, Member, PickInfo, PickResult, Picker, Policy, among_ready};
 use crate::error::Error;
@@ -38,7 +39,7 @@ pub struct Adaptive {
 const WINDOW: Duration = Duration::from_secs(5);
 /// Below, an answer per endpoint and window is too much to ask, and the estimate is the last answer; above, one
 /// peak keeps an endpoint out for minutes.
-const WINDOWS: std::ops::RangeInclusive<Duration> =
+pub(super) const WINDOWS: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(60);
 
 /// How many ready endpoints are compared with one another: a few hundred nanoseconds.
@@ -75,12 +76,13 @@ impl Adaptive {
 
 impl Policy for Adaptive {
     fn update(&mut self, members: &[Member], _now: Timestamp, _rng: &mut Rng) -> Decision {
+        let equal = chances::equal(members);
         among_ready(members, |mut ready| {
             let drawn = ready.len() > COMPARED;
             let roster = Roster::new(&mut ready, if drawn { GROUP } else { UNBROKEN });
             Soonest {
                 roster,
-                handicaps: handicaps(&ready),
+                handicaps: (!equal).then(|| handicaps(&ready)),
                 drawn,
             }
         })
@@ -93,18 +95,17 @@ impl Policy for Adaptive {
     }
 }
 
-/// What the weights add to the scores, in the same order; `None` when all are equal.
-fn handicaps(ready: &[&Member]) -> Option<Vec<u64>> {
-    let heaviest = ready.iter().map(|member| member.weight).max()?;
-    let handicaps = ready.iter().map(|m| handicap(m.weight, heaviest)).collect();
-    let equal = ready.iter().all(|member| member.weight == heaviest);
-    (!equal).then_some(handicaps)
+/// What the weights add to the scores, in the same order.
+pub(super) fn handicaps(ready: &[&Member]) -> Vec<u64> {
+    let heaviest = ready.iter().map(|member| member.weight).max();
+    let heaviest = heaviest.unwrap_or(1);
+    ready.iter().map(|m| handicap(m.weight, heaviest)).collect()
 }
 
 #[derive(Debug)]
 struct Soonest {
     roster: Roster,
-    // By position.
+    // By position; `None` where weights are equal.
     handicaps: Option<Vec<u64>>,
     // Whether there are too many to compare all.
     drawn: bool,

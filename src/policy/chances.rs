@@ -26,10 +26,15 @@ struct Column {
 impl Chances {
     /// By what the members weigh. A weight of 0, which no endpoint has, counts as 1.
     pub(super) fn new(members: &[&Member]) -> Self {
+        Self::by(members.iter().map(|member| &member.weight))
+    }
+
+    /// By weights.
+    pub(super) fn by<'a>(weights: impl IntoIterator<Item = &'a u32>) -> Self {
         let mut starts = vec![0];
         let mut total = 0;
-        for member in members {
-            total += u64::from(member.weight.max(1));
+        for &weight in weights {
+            total += u64::from(weight.max(1));
             starts.push(total);
         }
         Self {
@@ -106,7 +111,7 @@ fn columns(starts: &[u64], total: u64) -> Vec<Column> {
 }
 
 /// Maps a uniform word onto `0..bound`; 0 when `bound` is 0.
-fn below(random: u64, bound: u64) -> u64 {
+pub(super) fn below(random: u64, bound: u64) -> u64 {
     ((u128::from(random) * u128::from(bound)) >> 64) as u64
 }
 
@@ -140,29 +145,8 @@ pub(super) fn equal(members: &[Member]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use super::super::world;
     use super::*;
-    use crate::endpoint::EndpointId;
-    use crate::load::{Cells, Load, Scoring};
     use crate::rng::{Rng, scale};
-
-    fn chances(weights: &[u32]) -> Chances {
-        let mut cells = Cells::new(Scoring::InFlight);
-        let load = Arc::new(Load::new(cells.cell(0)));
-        let endpoint = Arc::new(world::endpoint(0));
-        let member = |(slot, &weight): (usize, &u32)| Member {
-            id: EndpointId::new(slot as u32, 1),
-            state: Connectivity::Ready,
-            weight,
-            place: Some(slot),
-            endpoint: endpoint.clone(),
-            load: load.clone(),
-        };
-        let members: Vec<Member> = weights.iter().enumerate().map(member).collect();
-        Chances::new(&members.iter().collect::<Vec<_>>())
-    }
 
     /// Lists of every shape, small and large, up to the greatest weight there is.
     fn lists() -> Vec<Vec<u32>> {
@@ -206,7 +190,7 @@ mod tests {
         for weights in lists() {
             let n = weights.len() as u128;
             let expected: Vec<u128> = weights.iter().map(|&w| u128::from(w) * n).collect();
-            assert_eq!(poured(&chances(&weights)), expected, "{n} weights");
+            assert_eq!(poured(&Chances::by(&weights)), expected, "{n} weights");
         }
     }
 
@@ -214,7 +198,7 @@ mod tests {
     #[test]
     fn words_spread_evenly_are_shared_by_weight() {
         let weights = [1, 2, 3, 4, 90, 1_000];
-        let chances = chances(&weights);
+        let chances = Chances::by(&weights);
         let words = 1_u64 << 16;
         let mut hits = [0.0; 6];
         for i in 0..words {
@@ -233,7 +217,7 @@ mod tests {
     fn equal_weights_are_a_plain_draw() {
         let mut rng = Rng::new(6);
         for n in [1, 2, 7, 1_000] {
-            let chances = chances(&vec![9; n]);
+            let chances = Chances::by(&vec![9; n]);
             for _ in 0..1_000 {
                 let word = rng.word();
                 assert_eq!(chances.draw(word), scale(word, n));
@@ -259,7 +243,7 @@ mod tests {
     fn the_others_keep_their_proportions() {
         for (seed, weights) in (0..).zip(lists()) {
             let mut rng = Rng::new(seed);
-            let chances = chances(&weights);
+            let chances = Chances::by(&weights);
             let n = weights.len();
             for round in 0..200 {
                 let mut drawn: Vec<usize> =

@@ -9,6 +9,7 @@
 mod adaptive;
 mod bounded;
 mod chances;
+mod choices;
 mod hash_on;
 mod keyed;
 mod lagging;
@@ -17,6 +18,7 @@ mod least_load;
 mod least_request;
 mod least_utilization;
 mod maglev;
+mod peak_ewma;
 mod pick_first;
 mod random;
 mod ranks;
@@ -41,6 +43,7 @@ pub use least_load::LeastLoad;
 pub use least_request::LeastRequest;
 pub use least_utilization::LeastUtilization;
 pub use maglev::Maglev;
+pub use peak_ewma::PeakEwma;
 pub use pick_first::PickFirst;
 pub use random::Random;
 pub use rendezvous::Rendezvous;
@@ -280,6 +283,7 @@ mod tests {
             Box::new(LeastRequest::default()),
             Box::new(LeastRequest::full_scan()),
             Box::new(LeastUtilization::default()),
+            Box::new(PeakEwma::default()),
             Box::new(Random),
             Box::new(RoundRobin::default()),
             Box::new(WeightedRandom),

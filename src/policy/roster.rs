@@ -101,6 +101,18 @@ impl Roster {
         self.runs.iter().map(of_run).sum()
     }
 
+    /// All scores, with their positions.
+    #[inline]
+    pub(super) fn words(&self) -> impl Iterator<Item = (Word, usize)> {
+        let words = self.runs.iter().flat_map(Run::words);
+        words.map(|(word, position)| (Word(word), position))
+    }
+
+    #[inline]
+    pub(super) fn word(&self, position: usize) -> Word {
+        Word(self.score(position))
+    }
+
     pub(super) fn runs(&self) -> &[Run] {
         &self.runs
     }
