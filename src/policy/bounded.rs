@@ -93,6 +93,8 @@ impl BoundedLoad {
 #[derive(Debug)]
 pub(super) struct Bound {
     floor: u32,
+    /// All weights of those who are ready.
+    weights: f64,
     ready: Roster,
     /// By place; `None` of those who are not ready.
     seats: Box<[Option<Seat>]>,
@@ -103,7 +105,7 @@ pub(super) struct Bound {
 #[derive(Clone, Copy, Debug)]
 struct Seat {
     position: u32,
-    /// How many calls it may have for each that is in flight.
+    /// Its weight times the factor.
     share: f64,
 }
 
@@ -119,15 +121,16 @@ impl Bound {
         // The order of the roster's positions.
         places.sort_by_key(|(_, member)| member.id.slot());
         let weight = |member: &Member| f64::from(member.weight);
-        let sum: f64 = places.iter().map(|(_, member)| weight(member)).sum();
+        let weights: f64 = places.iter().map(|(_, member)| weight(member)).sum();
         let mut seats = vec![None; members.len()];
         for (position, (place, member)) in (0..).zip(&places) {
-            let share = config.factor * (weight(member) / sum);
+            let share = config.factor * weight(member);
             seats[*place] = Some(Seat { position, share });
         }
         let mut ready: Vec<&Member> = places.into_iter().map(|(_, member)| member).collect();
         Some(Self {
             floor: config.floor,
+            weights,
             ready: Roster::new(&mut ready, UNBROKEN),
             seats: seats.into(),
             ranks,
@@ -156,14 +159,14 @@ impl Bound {
             self.seats[place].is_some_and(|seat| {
                 let in_flight = self.ready.in_flight(seat.position as usize);
                 // A whole number is below a bound where it is below the bound rounded up.
-                in_flight < self.floor || f64::from(in_flight) < seat.share * calls
+                in_flight < self.floor || f64::from(in_flight) * self.weights < seat.share * calls
             })
         };
         if has_room(owner) {
             return owner;
         }
-        // All shares together are one call more than there are in flight, at least, so somebody has room: if not one
-        // to be avoided, and if none began meanwhile.
+        // All bounds together are more than what is in flight, so somebody has room, unless that is one to be avoided,
+        // or calls have begun meanwhile.
         let other = |place: usize| has_room(place) && !avoid(place);
         self.ranks.first(hash, other).unwrap_or(owner)
     }

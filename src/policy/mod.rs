@@ -295,9 +295,17 @@ mod tests {
     /// Those that pick somebody while anybody is ready, and whether each is picked in a short time.
     fn all_policies() -> Vec<(Box<dyn Policy>, bool)> {
         let even = policies().into_iter().map(|policy| (policy, true));
-        // Without a key. Its shares are so uneven that some may not be picked for long.
-        let uneven: Box<dyn Policy> = Box::new(RingHash::default());
-        even.chain([(uneven, false)]).collect()
+        // Without a key. Shares are so uneven that some may not be picked for long.
+        let bound = BoundedLoad::default();
+        let uneven: Vec<Box<dyn Policy>> = vec![
+            Box::new(RingHash::default()),
+            Box::new(RingHash::default().with_bounded_load(bound)),
+            Box::new(Maglev::default().with_table_size(1_009)),
+            Box::new(Rendezvous::default()),
+            Box::new(Rendezvous::default().with_top(3).with_bounded_load(bound)),
+        ];
+        let uneven = uneven.into_iter().map(|policy| (policy, false));
+        even.chain(uneven).collect()
     }
 
     fn members(states: &[Connectivity], scoring: Scoring) -> Vec<Member> {

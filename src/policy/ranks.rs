@@ -128,3 +128,6 @@ pub(super) const MOST: usize = 16;
 
 /// From above: what rounding cannot bridge.
 const ALMOST_ONE: f64 = 1.0 + 1e-9;
+
+#[cfg(test)]
+mod tests;

@@ -19,7 +19,7 @@ use crate::timestamp::Timestamp;
 /// The keys are shared as evenly as chance has it, in proportion to the weights, and a key moves only if it must:
 /// when an endpoint leaves, its keys alone move, spread over all the others; when one comes, or its weight is raised,
 /// keys move to it alone. A [ring](super::RingHash) is less even, and a [`Maglev`](super::Maglev) table moves some
-/// other keys too. For that, a pick looks at every endpoint: 2 to 3 ns each, so up to some 200 endpoints it is the
+/// other keys too. For that, a pick looks at every endpoint: for 1 to 3 ns each, so up to some 200 endpoints it is the
 /// best of the three.
 ///
 /// What the key is, and what happens while its owner is not connected yet, is as with the ring. When the owner is

@@ -74,6 +74,10 @@ impl World {
         self.members[i].id
     }
 
+    pub(super) fn members(&self) -> &[Member] {
+        &self.members
+    }
+
     pub(super) fn load(&self, i: usize) -> &Load {
         &self.members[i].load
     }

@@ -29,7 +29,8 @@ fn is_prime(n: u32) -> bool {
 /// A table of a prime number of entries, each an endpoint's.
 ///
 /// Every endpoint has an order of its own in which it would like the entries, and takes the next that is free
-/// whenever it has a turn: the heaviest in every round, one of half its weight in every second.
+/// whenever it has a turn: everyone in the first round, and from then on the heaviest in every round, one of half its
+/// weight in every second.
 #[derive(Clone)]
 pub(super) enum Table {
     /// In half the memory, so that more of it stays in the processor's caches.
@@ -68,48 +69,68 @@ impl Table {
     }
 }
 
-/// Where an endpoint is in the order in which it would like the entries.
+/// What an endpoint would like, and when.
 struct Wish {
+    /// Where it is in its order of the entries, and how it goes on.
     next: u32,
     skip: u32,
+    /// Its next turn is in round `round + rest / weight`, rounded up.
     weight: u64,
-    turns: u64,
+    round: u64,
+    rest: u64,
+    /// How many rounds there are between two turns: whole ones, and so many `weight`ths. To divide in each turn
+    /// would take half as long as all the rest.
+    pause: (u64, u64),
 }
 
 impl Wish {
-    fn new((key, weight): &(String, u32), size: u64) -> Self {
-        let hash = |seed| xxh64(key.as_bytes(), seed);
+    fn new(endpoint: &(String, u32), heaviest: u64, size: u64) -> Self {
+        let hash = |seed| xxh64(endpoint.0.as_bytes(), seed);
+        let weight = weight(endpoint);
         Self {
             next: (hash(0) % size) as u32,
             skip: (hash(1) % (size - 1) + 1) as u32,
-            weight: u64::from((*weight).max(1)),
-            turns: 0,
+            weight,
+            round: 0,
+            rest: 0,
+            pause: (heaviest / weight, heaviest % weight),
         }
     }
+
+    /// The round of its next turn.
+    #[inline]
+    fn next_turn(&mut self) -> u64 {
+        self.round += self.pause.0;
+        self.rest += self.pause.1;
+        if self.rest >= self.weight {
+            self.rest -= self.weight;
+            self.round += 1;
+        }
+        self.round + u64::from(self.rest > 0)
+    }
+}
+
+fn weight((_, weight): &(String, u32)) -> u64 {
+    u64::from((*weight).max(1))
 }
 
 /// Gives each of `size` entries to an endpoint.
 fn fill(endpoints: &[(String, u32)], size: usize, mut give: impl FnMut(usize, u32)) {
-    let wish = |endpoint| Wish::new(endpoint, size as u64);
+    let heaviest = endpoints.iter().map(weight).max().unwrap_or(1);
+    let wish = |endpoint| Wish::new(endpoint, heaviest, size as u64);
     let mut wishes: Vec<Wish> = endpoints.iter().map(wish).collect();
-    let heaviest = wishes.iter().map(|wish| wish.weight).max().unwrap_or(1);
     let mut calendar = Calendar::new(wishes.len(), size);
     let mut free = Free::new(size);
     let mut left = size;
-    let mut round = Vec::new();
-    for number in 0.. {
-        calendar.take(number, &mut round);
-        for &place in &round {
+    for round in 0..size {
+        while let Some(place) = calendar.next(round) {
             let wish = &mut wishes[place as usize];
-            let entry = free.claim(wish);
-            give(entry, place);
+            give(free.claim(wish), place);
             left -= 1;
             if left == 0 {
                 return;
             }
-            wish.turns += 1;
-            let next = (wish.turns * heaviest).div_ceil(wish.weight);
-            calendar.note(next, place);
+            calendar.note(wish.next_turn(), place);
         }
     }
 }
@@ -147,12 +168,13 @@ impl Free {
     }
 }
 
-/// Who has a turn in which round. Asking everyone in every round would take long where one weighs much more than
-/// many others.
+/// Who has a turn in which round, and in which order: a queue for each round. Asking everyone in every round would
+/// take long where one weighs much more than many others.
 struct Calendar {
-    /// The last that was noted for each round, and who was noted before each one.
-    last: Vec<u32>,
-    before: Vec<u32>,
+    /// The first and the last in each round's queue.
+    ends: Vec<(u32, u32)>,
+    /// Who is behind each in the queue that it is in.
+    behind: Vec<u32>,
 }
 
 const NOBODY: u32 = u32::MAX;
@@ -162,8 +184,8 @@ impl Calendar {
     /// there are no more of them than entries.
     fn new(count: usize, rounds: usize) -> Self {
         let mut calendar = Self {
-            last: vec![NOBODY; rounds],
-            before: vec![NOBODY; count],
+            ends: vec![(NOBODY, NOBODY); rounds],
+            behind: vec![NOBODY; count],
         };
         (0..count as u32).for_each(|place| calendar.note(0, place));
         calendar
@@ -171,21 +193,30 @@ impl Calendar {
 
     #[inline]
     fn note(&mut self, round: u64, place: u32) {
-        if let Some(last) = self.last.get_mut(round as usize) {
-            self.before[place as usize] = std::mem::replace(last, place);
+        let Some((first, last)) = self.ends.get_mut(round as usize) else {
+            return;
+        };
+        match *last {
+            NOBODY => *first = place,
+            ahead => self.behind[ahead as usize] = place,
         }
+        *last = place;
+        self.behind[place as usize] = NOBODY;
     }
 
-    /// Those of one round, in their order.
-    fn take(&mut self, round: usize, places: &mut Vec<u32>) {
-        places.clear();
-        let mut next = self.last[round];
-        while next != NOBODY {
-            places.push(next);
-            next = self.before[next as usize];
+    /// Takes the first out of a round's queue.
+    #[inline]
+    fn next(&mut self, round: usize) -> Option<u32> {
+        let (first, last) = &mut self.ends[round];
+        let place = *first;
+        if place == NOBODY {
+            return None;
         }
-        // Mostly they are in the reverse order, and this is quick.
-        places.sort_unstable();
+        *first = self.behind[place as usize];
+        if *first == NOBODY {
+            *last = NOBODY;
+        }
+        Some(place)
     }
 }
 
