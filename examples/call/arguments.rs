@@ -16,8 +16,8 @@ usage: call <target> [options]
 
   <target>            host:port, dns:///host:port, https://host, ip:port, ipv4:.., ipv6:.., unix:..,
                       static:127.0.0.1:50051,127.0.0.1:50052
-  --policy P          adaptive (default), least_request, random, round_robin, or ring_hash by the name
-                      of --hash-on
+  --policy P          adaptive (default), least_bandwidth, least_request, peak_ewma, pick_first, random or
+                      round_robin; maglev, rendezvous or ring_hash by the name of --hash-on
   --calls N           how many calls, 1 to 1000000000; default 10000
   --concurrency C     closed loop: so many calls at a time, 1 to 10000; default 32
   --rps R             open loop: so many calls a second, 1 to 100000, whatever becomes of them
@@ -76,22 +76,36 @@ pub enum Pace {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Policy {
     Adaptive,
+    LeastBandwidth,
     LeastRequest,
+    Maglev,
+    PeakEwma,
+    PickFirst,
     Random,
-    /// By what `--hash-on` names.
+    Rendezvous,
     RingHash,
     RoundRobin,
 }
 
 impl Policy {
     /// Each policy under the name it has here.
-    const ALL: [(&str, Self); 5] = [
+    const ALL: [(&str, Self); 10] = [
         ("adaptive", Self::Adaptive),
+        ("least_bandwidth", Self::LeastBandwidth),
         ("least_request", Self::LeastRequest),
+        ("maglev", Self::Maglev),
+        ("peak_ewma", Self::PeakEwma),
+        ("pick_first", Self::PickFirst),
         ("random", Self::Random),
+        ("rendezvous", Self::Rendezvous),
         ("ring_hash", Self::RingHash),
         ("round_robin", Self::RoundRobin),
     ];
+
+    /// Whether it places calls by what `--hash-on` names.
+    fn is_keyed(self) -> bool {
+        matches!(self, Self::Maglev | Self::Rendezvous | Self::RingHash)
+    }
 
     fn named(name: &str) -> Result<Self, String> {
         let found = Self::ALL.iter().find(|(known, _)| *known == name);
@@ -168,8 +182,8 @@ fn parse(mut parser: lexopt::Parser) -> Result<Request, lexopt::Error> {
         }
     }
     options.target = target.ok_or("a target is missing; --help tells more")?;
-    if options.policy == Policy::RingHash && options.hash_on.is_none() {
-        return Err("--policy ring_hash needs --hash-on NAME".into());
+    if options.policy.is_keyed() && options.hash_on.is_none() {
+        return Err(format!("--policy {} needs --hash-on NAME", options.policy).into());
     }
     options.pace = match (concurrency, rps) {
         (Some(_), Some(_)) => return Err("--concurrency and --rps exclude each other".into()),

@@ -53,14 +53,17 @@ fn channel(options: &Options) -> Result<Channel, Error> {
     if let Some(authority) = &options.authority {
         builder = builder.authority(authority);
     }
+    let key = options.hash_on.as_ref().map_or("", |name| name.as_str());
     match options.policy {
         Policy::Adaptive => builder.policy(policy::Adaptive::default()),
+        Policy::LeastBandwidth => builder.policy(policy::LeastBandwidth::default()),
         Policy::LeastRequest => builder.policy(policy::LeastRequest::default()),
+        Policy::Maglev => builder.policy(policy::Maglev::on_metadata(key)),
+        Policy::PeakEwma => builder.policy(policy::PeakEwma::default()),
+        Policy::PickFirst => builder.policy(policy::PickFirst::default()),
         Policy::Random => builder.policy(policy::Random),
-        Policy::RingHash => {
-            let name = options.hash_on.as_ref().map_or("", |name| name.as_str());
-            builder.policy(policy::RingHash::on_metadata(name))
-        }
+        Policy::Rendezvous => builder.policy(policy::Rendezvous::on_metadata(key)),
+        Policy::RingHash => builder.policy(policy::RingHash::on_metadata(key)),
         Policy::RoundRobin => builder.policy(policy::RoundRobin::default()),
     }
     .build()

@@ -132,6 +132,25 @@ pub trait Policy: Send + Debug {
     }
 }
 
+/// A policy that is chosen while the program runs, by a name in a file, say.
+impl<P: Policy + ?Sized> Policy for Box<P> {
+    fn update(&mut self, members: &[Member], now: Timestamp, rng: &mut Rng) -> Decision {
+        (**self).update(members, now, rng)
+    }
+
+    fn scoring(&self) -> Scoring {
+        (**self).scoring()
+    }
+
+    fn hash_on(&self) -> HashOn {
+        (**self).hash_on()
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        (**self).check()
+    }
+}
+
 /// What a policy decided.
 #[derive(Debug)]
 pub struct Decision {

@@ -86,10 +86,6 @@ impl World {
         self.now
     }
 
-    pub(super) fn members(&self) -> &[Member] {
-        &self.members
-    }
-
     pub(super) fn most_in_flight(&self, i: usize) -> u32 {
         self.most_in_flight[i]
     }

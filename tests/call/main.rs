@@ -61,8 +61,13 @@ fn every_option_is_read() {
     assert_eq!(tls_ca, Path::new("ca.pem"));
     for name in [
         "adaptive",
+        "least_bandwidth",
         "least_request",
+        "maglev",
+        "peak_ewma",
+        "pick_first",
         "random",
+        "rendezvous",
         "ring_hash",
         "round_robin",
     ] {
