@@ -119,14 +119,16 @@ mod tests {
         assert!(error.contains("least utilization: 11 choices"), "{error}");
     }
 
-    /// Of two that report, with a third that did so before.
+    /// Of three that report, with a fourth that did so before.
     #[test]
     fn the_least_full_is_taken_while_its_report_is_fresh() {
         let mut policy = LeastUtilization::with_expiration(Duration::from_secs(2)).unwrap();
-        let mut world = World::new(&policy, 3, 1);
+        let mut world = World::new(&policy, 4, 1);
         // A weight is no reason to be fuller than others.
         world.weigh(1, 50);
-        for (i, application_utilization, secs) in [(0, 0.1, 1), (1, 0.3, 4), (2, 0.2, 4)] {
+        for (i, application_utilization, secs) in
+            [(0, 0.05, 1), (1, 0.3, 4), (2, 0.2, 4), (3, 0.1, 4)]
+        {
             let report = LoadReport {
                 application_utilization,
                 ..LoadReport::default()
@@ -153,11 +155,14 @@ mod tests {
         };
         let mut ten = policy.with_choices(10).unwrap();
         assert_eq!(at(&mut ten, 2, 999_999_999, &[]), 0);
-        // Stale: from then on as the lower of the other two.
+        // Stale: from then on as the median of the others.
+        assert_eq!(at(&mut ten, 3, 0, &[]), 3);
+        let [a, b, c, d] = [0, 1, 2, 3].map(|i| members[i].id);
+        assert_eq!(at(&mut ten, 5, 0, &[d, c]), 0);
+        // With a call under way it is behind that.
         world.load(0).begin();
-        assert_eq!(at(&mut ten, 3, 0, &[]), 2);
-        assert_eq!(at(&mut ten, 5, 0, &[]), 2);
-        let avoid = [members[2].id, members[0].id];
-        assert_eq!(at(&mut policy, 5, 0, &avoid), 1);
+        assert_eq!(at(&mut ten, 5, 0, &[d]), 2);
+        assert_eq!(at(&mut policy, 5, 0, &[d, c, a]), 1);
+        assert_eq!(at(&mut policy, 5, 0, &[d, c, b]), 0);
     }
 }
