@@ -196,9 +196,10 @@ impl Client {
     /// Makes everyone ready who has not failed, at once.
     pub fn connect_all(&mut self, now: Timestamp) {
         self.decide(now);
-        let idle = self.members.iter().filter(|m| {
-            matches!(m.state, Connectivity::Idle | Connectivity::Connecting)
-        });
+        let idle = self
+            .members
+            .iter()
+            .filter(|m| matches!(m.state, Connectivity::Idle | Connectivity::Connecting));
         let joining: Vec<usize> = idle.map(|m| m.id.slot()).collect();
         self.welcome(&joining, now);
         self.dialled.clear();
@@ -210,7 +211,10 @@ impl Client {
         if joining.is_empty() {
             return;
         }
-        let ready = self.members.iter().filter(|m| m.state == Connectivity::Ready);
+        let ready = self
+            .members
+            .iter()
+            .filter(|m| m.state == Connectivity::Ready);
         let median = median(ready.map(|member| &*member.load));
         for &slot in joining {
             if let Some(member) = self.member(slot) {

@@ -69,7 +69,8 @@ impl Observer {
         let owners = self.ask(now);
         let moved = |(before, after): &(&Option<usize>, &Option<usize>)| before != after;
         let pairs = || self.owners.iter().zip(&owners).filter(moved);
-        let needless = pairs().filter(|(before, after)| **before != gone && (**after != new || new.is_none()));
+        let needless =
+            pairs().filter(|(before, after)| **before != gone && (**after != new || new.is_none()));
         let all = self.keys.len() as f64;
         self.moves.push(Moves {
             moved: pairs().count() as f64 / all,

@@ -253,7 +253,11 @@ pub fn built_in() -> Vec<Scenario> {
         },
         Scenario {
             antagonist: Some(noise),
-            ..named("s3", "noisy: each server at 0.3 for a fifth of the time", 0.75)
+            ..named(
+                "s3",
+                "noisy: each server at 0.3 for a fifth of the time",
+                0.75,
+            )
         },
         Scenario {
             servers: gray,
@@ -266,7 +270,11 @@ pub fn built_in() -> Vec<Scenario> {
         },
         Scenario {
             servers: sinkhole,
-            ..named("s6", "sinkhole: one server answers UNAVAILABLE at once", 0.7)
+            ..named(
+                "s6",
+                "sinkhole: one server answers UNAVAILABLE at once",
+                0.7,
+            )
         },
     ]
 }

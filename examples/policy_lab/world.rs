@@ -18,12 +18,7 @@ use super::workload::{CLIENTS, Call, Workload, stream};
 const STEP: u64 = 1_000;
 
 /// Runs `scenario` under one policy. `progress` is told of calls that have arrived, from time to time.
-pub fn run(
-    scenario: &Scenario,
-    contender: &Contender,
-    seed: u64,
-    progress: &dyn Fn(u64),
-) -> Run {
+pub fn run(scenario: &Scenario, contender: &Contender, seed: u64, progress: &dyn Fn(u64)) -> Run {
     let mut world = World::new(scenario, contender, seed);
     while let Some(Reverse((at, _, next))) = world.heap.pop() {
         world.now = at;
@@ -394,10 +389,7 @@ impl<'a> World<'a> {
         }
         // Clocks of long runs are apart by what the last calls took; order is by number.
         self.samples.sort_unstable_by_key(|sample| sample.number);
-        let (warm, last) = (
-            self.warm.unwrap_or_default(),
-            self.last.unwrap_or(self.now),
-        );
+        let (warm, last) = (self.warm.unwrap_or_default(), self.last.unwrap_or(self.now));
         let busy = self.servers.iter();
         Run {
             utilisations: busy.map(|s| s.utilisation(warm, last)).collect(),
