@@ -11,11 +11,14 @@ use super::scenario::{self, Scenario};
 use super::scenario_file;
 
 pub const USAGE: &str = "\
-Compares the balancing policies over fleets of servers, in virtual time.
+Compares the balancing policies over fleets of servers, in virtual time or real.
 
 usage: policy_lab [options]
 
   --virtual           a simulated fleet in virtual time (default): the same seed gives the same output
+  --real              real servers on loopback and the real channel, in real time (a run of s1 takes 38 s): the
+                      same calls and disturbances, but nothing comes out twice the same. At most 100 servers,
+                      200 clients and 4000 calls/s
   --scenario S        s1 to s6, or a TOML file (examples/policy_lab/scenarios has some); may be repeated;
                       default: s1 to s6
   --policy P          a policy by name; may be repeated; default: all. round_robin, which the others are
@@ -52,6 +55,7 @@ pub struct Options {
     pub scenarios: Vec<Scenario>,
     pub contenders: Vec<&'static Contender>,
     pub seeds: Vec<u64>,
+    pub real: bool,
     pub plot: Option<Plot>,
     pub gates: bool,
 }
@@ -92,12 +96,13 @@ fn parse(mut parser: lexopt::Parser) -> Result<Request, lexopt::Error> {
     let mut scenarios: Vec<Scenario> = Vec::new();
     let mut chosen: Vec<&'static str> = Vec::new();
     let (mut requests, mut servers, mut clients) = (None, None, None);
-    let (mut seed, mut seeds, mut plot, mut gates) = (1, None, None, false);
+    let (mut seed, mut seeds, mut plot, mut gates, mut real) = (1, None, None, false, false);
     while let Some(argument) = parser.next()? {
         match argument {
             Long("help") | Short('h') => return Ok(Request::Help),
-            // The default, for those who like to say so.
-            Long("virtual") => {}
+            // Of the two the last one counts.
+            Long("virtual") => real = false,
+            Long("real") => real = true,
             Long("scenario") => {
                 let new = scenario_named(&parser.value()?)?;
                 if scenarios.iter().any(|other| other.name == new.name) {
@@ -129,6 +134,9 @@ fn parse(mut parser: lexopt::Parser) -> Result<Request, lexopt::Error> {
                     no --scenario, --policy, --requests, --servers or --clients beside it";
         return Err(rule.into());
     }
+    if gates && real {
+        return Err("--gates is for --virtual: real machines differ".into());
+    }
     if scenarios.is_empty() {
         scenarios = scenario::built_in();
     }
@@ -142,6 +150,10 @@ fn parse(mut parser: lexopt::Parser) -> Result<Request, lexopt::Error> {
             Some(number) => format!("scenario {}: event {} {rule}", scenario.name, number + 1),
             None => format!("scenario {}: {rule}", scenario.name),
         })?;
+        if real {
+            let wrong = |rule| format!("scenario {}: --real {rule}", scenario.name);
+            real_bounds(scenario).map_err(wrong)?;
+        }
     }
     let wanted = |contender: &&Contender| {
         chosen.is_empty() || contender.name == BASELINE || chosen.contains(&contender.name)
@@ -151,9 +163,28 @@ fn parse(mut parser: lexopt::Parser) -> Result<Request, lexopt::Error> {
         scenarios,
         contenders: contenders::ALL.iter().filter(wanted).collect(),
         seeds: (seed..seed + seeds).collect(),
+        real,
         plot,
         gates,
     })))
+}
+
+/// What one machine can be asked for.
+fn real_bounds(scenario: &Scenario) -> Result<(), String> {
+    let (servers, clients) = (scenario.servers.len(), scenario.clients);
+    let rate = scenario.per_second();
+    match (servers, clients) {
+        (101.., _) => Err(format!(
+            "runs at most 100 servers, and {servers} are asked for"
+        )),
+        (_, 201..) => Err(format!(
+            "runs at most 200 clients, and {clients} are asked for"
+        )),
+        _ if rate > 4_000.0 => Err(format!(
+            "makes at most 4000 calls/s, and {rate:.0} are asked for"
+        )),
+        _ => Ok(()),
+    }
 }
 
 fn scenario_named(name: &std::ffi::OsStr) -> Result<Scenario, String> {

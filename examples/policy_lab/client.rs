@@ -48,12 +48,12 @@ pub enum Choice {
 /// The endpoint that a client's list has for this server.
 pub fn endpoint(number: usize, server: &Server, weights: Weights) -> Arc<Endpoint> {
     let address = Ipv6Addr::from((0xfd << 120) | number as u128);
-    let weight = match weights {
-        Weights::Given => server.weight,
-        Weights::True => ((server.speed * 100.0).round() as u32).max(1),
-    };
     let endpoint = Endpoint::from(SocketAddr::from((address, 50_051)));
-    Arc::new(endpoint.with_weight(weight).expect("it is at least 1"))
+    Arc::new(
+        endpoint
+            .with_weight(weights.of(server))
+            .expect("it is at least 1"),
+    )
 }
 
 impl Client {

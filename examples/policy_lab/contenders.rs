@@ -1,6 +1,11 @@
 //! The policies that are compared, by name.
 
-use equipoise::policy::{Adaptive, LeastRequest, Policy, Random, RingHash, RoundRobin};
+use equipoise::policy::{
+    Adaptive, BoundedLoad, LeastRequest, Maglev, PeakEwma, PickFirst, Policy, Random, Rendezvous,
+    RingHash, RoundRobin, WeightedRandom, WeightedRoundRobin,
+};
+
+use super::scenario::Server;
 
 /// A policy under the name that it has here.
 #[derive(Clone, Copy)]
@@ -22,6 +27,16 @@ pub enum Weights {
     True,
 }
 
+impl Weights {
+    /// What it is told of this server's.
+    pub fn of(self, server: &Server) -> u32 {
+        match self {
+            Self::Given => server.weight,
+            Self::True => ((server.speed * 100.0).round() as u32).max(1),
+        }
+    }
+}
+
 /// The yardstick: it runs beside whichever are chosen.
 pub const BASELINE: &str = "round_robin";
 
@@ -29,13 +44,36 @@ pub const BASELINE: &str = "round_robin";
 pub const ALL: &[Contender] = &[
     plain(BASELINE, || Box::new(RoundRobin::default())),
     plain("random", || Box::new(Random)),
+    plain("pick_first", || Box::new(PickFirst::shuffled())),
+    weighted("weighted_random", || Box::new(WeightedRandom)),
+    weighted("weighted_round_robin", || {
+        Box::new(WeightedRoundRobin::default())
+    }),
     plain("least_request", || Box::new(LeastRequest::default())),
     plain("least_request_full_scan", || {
         Box::new(LeastRequest::full_scan())
     }),
+    weighted("weighted_least_request", || {
+        Box::new(LeastRequest::default())
+    }),
+    plain("peak_ewma", || Box::new(PeakEwma::default())),
     plain("adaptive", || Box::new(Adaptive::default())),
     weighted("weighted_adaptive", || Box::new(Adaptive::default())),
     keyed("ring_hash", || Box::new(RingHash::default())),
+    keyed("maglev", || Box::new(Maglev::default())),
+    keyed("rendezvous", || Box::new(Rendezvous::default())),
+    keyed("rendezvous_top_2", || {
+        Box::new(Rendezvous::default().with_top(2))
+    }),
+    keyed("ring_hash_bounded", || {
+        Box::new(RingHash::default().with_bounded_load(BoundedLoad::default()))
+    }),
+    keyed("maglev_bounded", || {
+        Box::new(Maglev::default().with_bounded_load(BoundedLoad::default()))
+    }),
+    keyed("rendezvous_bounded", || {
+        Box::new(Rendezvous::default().with_bounded_load(BoundedLoad::default()))
+    }),
 ];
 
 const fn plain(name: &'static str, make: fn() -> Box<dyn Policy>) -> Contender {

@@ -13,10 +13,12 @@ use runs::Results;
 mod arguments;
 mod client;
 mod contenders;
+mod fleet;
 mod gates;
 mod moves;
 mod outcome;
 mod plot;
+mod real;
 mod report;
 mod runs;
 mod scenario;
@@ -24,6 +26,10 @@ mod scenario_file;
 mod server;
 mod workload;
 mod world;
+
+mod proto {
+    include!(concat!(env!("OUT_DIR"), "/equipoise.demo.v1.rs"));
+}
 
 fn main() -> ExitCode {
     match arguments::read(std::env::args_os().skip(1)) {
@@ -43,7 +49,17 @@ fn run(options: &Options) -> ExitCode {
     for scenario in &options.scenarios {
         bar.set_message(scenario.name.clone());
         let advance = |calls| bar.inc(calls);
-        let results = runs::run(scenario, &options.contenders, &options.seeds, &advance);
+        let (contenders, seeds) = (&options.contenders, &options.seeds);
+        let results = match options.real {
+            false => runs::run(scenario, contenders, seeds, &advance),
+            true => match runs::run_real(scenario, contenders, seeds, &advance) {
+                Ok(results) => results,
+                Err(why) => {
+                    eprintln!("policy_lab: {}: {why}", scenario.name);
+                    return ExitCode::FAILURE;
+                }
+            },
+        };
         let text = report::table(&results) + &report::advice(&results) + "\n";
         // Each as soon as it is there: long runs are many.
         if bar.suspend(|| print(&text, ExitCode::SUCCESS)) != ExitCode::SUCCESS {

@@ -7,7 +7,7 @@ use std::thread;
 use super::contenders::{BASELINE, Contender};
 use super::outcome::Figures;
 use super::scenario::Scenario;
-use super::world;
+use super::{real, world};
 
 /// What a scenario came to.
 #[derive(Clone, Debug)]
@@ -21,6 +21,24 @@ impl Results {
     pub fn of(&self, policy: &str) -> Option<&Figures> {
         let row = self.rows.iter().find(|(name, _)| *name == policy);
         row.map(|(_, figures)| figures)
+    }
+
+    /// Of `done`, the runs of each contender one after the other, so many each.
+    fn medians(
+        scenario: &Scenario,
+        contenders: &[&'static Contender],
+        done: &[Figures],
+        each: usize,
+    ) -> Self {
+        let rows = contenders.iter().zip(done.chunks(each));
+        let rows = rows.filter_map(|(contender, runs)| {
+            let median = Figures::median(runs)?;
+            Some((contender.name, median))
+        });
+        Self {
+            scenario: scenario.clone(),
+            rows: rows.collect(),
+        }
     }
 
     pub fn baseline(&self) -> Option<&Figures> {
@@ -66,11 +84,27 @@ pub fn run(
     });
     let done = done.into_inner().expect("no thread panicked");
     let done: Vec<Figures> = done.into_iter().flatten().collect();
-    let rows = contenders.iter().zip(done.chunks(seeds.len()));
-    Results {
-        scenario: scenario.clone(),
-        rows: rows
-            .filter_map(|(contender, runs)| Some((contender.name, Figures::median(runs)?)))
-            .collect(),
+    Results::medians(scenario, contenders, &done, seeds.len())
+}
+
+/// The same over real servers, one run at a time. The contenders take turns, so that a noisy minute is shared.
+///
+/// # Errors
+///
+/// When a run cannot be made.
+pub fn run_real(
+    scenario: &Scenario,
+    contenders: &[&'static Contender],
+    seeds: &[u64],
+    progress: &dyn Fn(u64),
+) -> Result<Results, String> {
+    let mut done = vec![Vec::new(); contenders.len()];
+    for &seed in seeds {
+        for (contender, done) in contenders.iter().zip(&mut done) {
+            let run = real::run(scenario, contender, seed, progress)?;
+            done.push(Figures::of(&run, scenario));
+        }
     }
+    let done = done.concat();
+    Ok(Results::medians(scenario, contenders, &done, seeds.len()))
 }
