@@ -14,11 +14,12 @@ use crate::timestamp::Timestamp;
 ///
 /// ```
 /// use equipoise::policy::WeightedRandom;
-/// use equipoise::Endpoint;
+/// use equipoise::{Address, Endpoint};
 ///
+/// let [large, small] = ["10.0.0.1:50051", "10.0.0.2:50051"].map(str::parse::<Address>);
 /// let channel = equipoise::Channel::from_endpoints([
-///     Endpoint::new("10.0.0.1:50051".parse()?).with_weight(3)?,
-///     Endpoint::new("10.0.0.2:50051".parse()?),
+///     Endpoint::new(large?).with_weight(3)?,
+///     Endpoint::new(small?),
 /// ])
 /// .policy(WeightedRandom)
 /// .build()?;
