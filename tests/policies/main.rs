@@ -1,4 +1,5 @@
 //! What the policies promise, over whole fleets: golden data, naive oracles, arbitrary sequences.
 
+mod hash;
 mod leader;
 mod ops;
