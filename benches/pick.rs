@@ -153,6 +153,8 @@ fn main() -> ExitCode {
 const FIGURES: &[(&str, &str, usize)] = &[
     ("adaptive_10", "adaptive", 10),
     ("adaptive_512", "adaptive", SCANNED),
+    ("rendezvous_10", "rendezvous", 10),
+    ("rendezvous_100", "rendezvous", 100),
 ];
 
 /// The policy with this key.

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use equipoise::load::{Cells, Load, median};
 use equipoise::policy::{
-    Adaptive, LeastRequest, Member, PickFirst, Policy, Random, RingHash, RoundRobin,
+    Adaptive, BoundedLoad, LeastBandwidth, LeastRequest, LeastUtilization, Maglev, Member,
+    PeakEwma, PickFirst, Policy, Random, Rendezvous, RingHash, RoundRobin, WeightedRandom,
+    WeightedRoundRobin,
 };
 use equipoise::{Completion, Connectivity, Endpoint, EndpointId, Outcome, StatusCode, Timestamp};
 
@@ -35,6 +37,14 @@ pub(crate) const SUBJECTS: &[Subject] = &[
     subject("least_request_all", "least request, all", || Box::new(LeastRequest::full_scan())),
     subject("adaptive", "adaptive", || Box::new(Adaptive::default())),
     subject("ring_hash", "ring hash, 4,096 entries", || Box::new(RingHash::default().with_sizes(4_096, 4_096))),
+    subject("weighted_random", "weighted random", || Box::new(WeightedRandom)),
+    subject("weighted_round_robin", "weighted round robin", || Box::new(WeightedRoundRobin::default())),
+    subject("peak_ewma", "peak EWMA", || Box::new(PeakEwma::default())),
+    subject("least_bandwidth", "least bandwidth", || Box::new(LeastBandwidth::default())),
+    subject("least_utilization", "least utilization", || Box::new(LeastUtilization::default())),
+    subject("maglev", "Maglev", || Box::new(Maglev::default())),
+    subject("rendezvous", "rendezvous", || Box::new(Rendezvous::default())),
+    subject("ring_hash_bounded", "ring hash, bounded", || Box::new(RingHash::default().with_bounded_load(BoundedLoad::default()))),
     subject("pick_first", "pick first", || Box::new(PickFirst::default())),
 ];
 

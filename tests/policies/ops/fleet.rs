@@ -350,7 +350,8 @@ impl Fleet {
             connect,
             wake,
         } = self.policy.update(&members, self.now, &mut self.rng);
-        self.wake = wake;
+        // The end of time never comes.
+        self.wake = wake.filter(|at| *at < Timestamp::MAX);
         let view = View {
             picker,
             connect,
