@@ -112,7 +112,8 @@ impl<C: Connector> Channel<C> {
     /// use equipoise::{Address, LoadReport};
     ///
     /// let report = LoadReport { cpu_utilization: 0.83, ..LoadReport::default() };
-    /// channel.report_load(&Address::from(([10, 0, 0, 1], 50051)), &report);
+    /// let address: Address = "10.0.0.1:50051".parse()?;
+    /// channel.report_load(&address, &report);
     /// # Ok(()) }
     /// ```
     pub fn report_load(&self, address: &Address, report: &LoadReport) -> bool {
