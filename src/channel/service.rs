@@ -104,6 +104,9 @@ impl<C: Connector> Channel<C> {
     /// ([`LeastUtilization`](crate::policy::LeastUtilization), [`LeastLoad`](crate::policy::LeastLoad)). It counts from
     /// the next call on, and for as long as the policy says.
     ///
+    /// Report at intervals: what was reported is forgotten when the endpoint becomes ready, which takes effect up to 5 ms
+    /// after [`endpoints`](Self::endpoints) shows it.
+    ///
     /// `false`: no endpoint in use has that address, or the channel is closed, and the report is of no use. A list that
     /// was just set may take a few milliseconds to be in use.
     ///
