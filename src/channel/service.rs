@@ -173,6 +173,9 @@ impl<C: Connector> Channel<C> {
     /// ([`LeastUtilization`](crate::policy::LeastUtilization), [`LeastLoad`](crate::policy::LeastLoad)). It counts from
     /// the next call on, and for as long as the policy says.
     ///
+    /// Report at intervals: what was reported is forgotten when the endpoint becomes ready, which takes effect up to 5 ms
+    /// after [`endpoints`](Self::endpoints) shows it.
+    ///
     /// `false`: no endpoint in use has that address, or the channel is closed, and the report is of no use. A list that
     /// was just set may take a few milliseconds to be in use.
     ///
@@ -181,7 +184,8 @@ impl<C: Connector> Channel<C> {
     /// use equipoise::{Address, LoadReport};
     ///
     /// let report = LoadReport { cpu_utilization: 0.83, ..LoadReport::default() };
-    /// channel.report_load(&Address::from(([10, 0, 0, 1], 50051)), &report);
+    /// let address: Address = "10.0.0.1:50051".parse()?;
+    /// channel.report_load(&address, &report);
     /// # Ok(()) }
     /// ```
     pub fn report_load(&self, address: &Address, report: &LoadReport) -> bool {

@@ -8,10 +8,9 @@ use equipoise::load::{Load, Scoring};
 use equipoise::policy::{Decision, LeastBandwidth, LeastUtilization, Member, Policy, RoundRobin};
 use equipoise::rng::Rng;
 use equipoise::transport::{Connector, TonicConnector};
-use equipoise::{
-    Address, BalanceLayer, Channel, Connectivity, Endpoint, LoadReport, Override, Timestamp,
-};
+use equipoise::{Address, BalanceLayer, Channel, Endpoint, LoadReport, Override, Timestamp};
 use futures_util::{StreamExt, stream};
+use tokio::task::JoinHandle;
 use tonic::Request;
 use tower_layer::Layer;
 
@@ -20,17 +19,22 @@ use crate::rig::greeter::proto::greeter_client::GreeterClient;
 use crate::rig::greeter::proto::{CountdownRequest, HelloRequest};
 use crate::{PATIENCE, endpoints, quiet, server, until};
 
+/// A channel all of whose endpoints have been picked: one that shows READY may not be for another moment.
 async fn balanced(servers: &[&Server], policy: impl Policy + Clone + Sync + 'static) -> Channel {
     let channel = Channel::from_endpoints(endpoints(servers))
         .policy(policy)
         .connect()
         .await
         .expect("the servers run");
-    until("every endpoint is ready", || {
-        let seen = channel.endpoints();
-        seen.iter().all(|e| e.state == Connectivity::Ready)
-    })
-    .await;
+    let end = Instant::now() + PATIENCE;
+    while channel.endpoints().iter().any(|e| e.picks == 0) {
+        assert!(
+            Instant::now() < end,
+            "never picked: {:?}",
+            channel.endpoints()
+        );
+        share(&channel, 10, "").await;
+    }
     channel
 }
 
@@ -45,8 +49,8 @@ async fn share(channel: &Channel, count: u32, name: &str) -> u32 {
     there
 }
 
-/// Calls in batches of 60 until one has no more than `most` on the server of that name.
-async fn until_share(channel: &Channel, name: &str, least: u32, most: u32) {
+/// Calls in batches of 60 until one has so many on the server of that name.
+async fn until_share(channel: &Channel, name: &str, (least, most): (u32, u32)) {
     let end = Instant::now() + PATIENCE;
     loop {
         let there = share(channel, 60, name).await;
@@ -57,18 +61,18 @@ async fn until_share(channel: &Channel, name: &str, least: u32, most: u32) {
     }
 }
 
-/// A stream of 256 KiB messages from that server for as long as the task runs.
-fn big_stream(channel: &Channel, from: SocketAddr) -> tokio::task::JoinHandle<()> {
+/// A stream from that server: 256 KiB every 5 ms, or nothing for as long as the test runs.
+async fn stream_of(channel: &Channel, from: SocketAddr, idle: bool) -> JoinHandle<()> {
     let mut client = GreeterClient::new(channel.clone());
     let mut request = Request::new(CountdownRequest {
         count: u32::MAX,
-        pause_us: 5_000,
+        pause_us: if idle { 3_600_000_000 } else { 5_000 },
         payload_bytes: 256 << 10,
         ..CountdownRequest::default()
     });
     request.extensions_mut().insert(Override::strict(from));
+    let mut messages = client.countdown(request).await.unwrap().into_inner();
     tokio::spawn(async move {
-        let mut messages = client.countdown(request).await.unwrap().into_inner();
         while let Some(message) = messages.next().await {
             message.unwrap();
         }
@@ -80,23 +84,28 @@ async fn calls_keep_away_from_a_big_stream_by_bandwidth_and_come_back() {
     let (a, b, c) = (server("a"), server("b"), server("c"));
     let policy = LeastBandwidth::with_window(Duration::from_secs(1)).unwrap();
     let channel = balanced(&[&a, &b, &c], policy).await;
-    let stream = big_stream(&channel, b.address);
-    // Of two choices in three, 40 of 60 would fall on it if it looked idle.
-    until_share(&channel, "b", 0, 1).await;
+    // By calls in flight, all would go to b.
+    let mut idle = Vec::new();
+    for server in [&a, &c, &a, &c] {
+        idle.push(stream_of(&channel, server.address, true).await);
+    }
+    let big = stream_of(&channel, b.address, false).await;
+    until_share(&channel, "b", (0, 1)).await;
     assert!(share(&channel, 60, "b").await <= 1, "and stay away");
-    stream.abort();
-    until_share(&channel, "b", 10, 60).await;
+    big.abort();
+    until_share(&channel, "b", (10, 60)).await;
+    idle.iter().for_each(JoinHandle::abort);
     quiet(&channel).await;
 
     let control = balanced(&[&a, &b, &c], RoundRobin::default()).await;
-    let stream = big_stream(&control, b.address);
+    let big = stream_of(&control, b.address, false).await;
     until("the stream is well under way", || {
         let seen = control.endpoints();
         seen.iter().any(|e| e.traffic.received > 4 << 20)
     })
     .await;
     assert_eq!(share(&control, 60, "b").await, 20, "control: in turn");
-    stream.abort();
+    big.abort();
     quiet(&control).await;
 }
 
@@ -113,7 +122,7 @@ async fn calls_go_where_a_report_says_there_is_room() {
         channel.report_load(&Address::from(server.address), &report)
     };
     assert!(report(&a, 0.8) && report(&b, 0.7) && report(&c, 0.1));
-    until_share(&channel, "c", 60, 60).await;
+    until_share(&channel, "c", (60, 60)).await;
     quiet(&channel).await;
     assert!(report(&c, 0.95) && report(&a, 0.05));
     assert_eq!(share(&channel, 60, "a").await, 60, "from the next call on");
