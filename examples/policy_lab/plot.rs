@@ -119,7 +119,7 @@ fn curves<'a, B: DrawingBackend + 'a>(
         .margin(16)
         .x_label_area_size(56)
         .y_label_area_size(90)
-        .right_y_label_area_size(20)
+        .margin_right(48)
         .build_cartesian_2d(0.0..last as f64, (least..most).log_scale())?;
     chart
         .configure_mesh()

@@ -1,1 +1,3 @@
 //! What the policies promise, over whole fleets: golden data, naive oracles, arbitrary sequences.
+
+mod lab;
