@@ -295,6 +295,27 @@ fn the_killed_the_removed_and_the_new() {
 }
 
 #[test]
+fn a_newcomer_is_tried_with_one_call_where_the_policy_judges_by_latency() {
+    let slow = Server {
+        speed: 0.05,
+        ..Server::default()
+    };
+    let alone = Scenario {
+        clients: 1,
+        ..quiet(vec![at(3, Change::Add(slow))])
+    };
+    // It answers after 100 ms; until then there are some twenty calls.
+    let first = |policy| {
+        let run = run(&alone, policy, 1);
+        let there = run.samples.into_iter().filter(|s| s.server == Some(3));
+        let within = there.take_while(|s| s.at < Timestamp::from_millis(3_100));
+        within.count()
+    };
+    assert_eq!(first("adaptive"), 1);
+    assert!(first("round_robin") > 2, "control");
+}
+
+#[test]
 fn a_slowed_server_serves_slowly_until_it_is_slowed_no_more() {
     let slow = |factor| Change::Slow { server: 2, factor };
     let events = vec![at(3, slow(0.1)), at(6, slow(1.0))];
