@@ -52,7 +52,7 @@ fn run(options: &Options) -> ExitCode {
         let (contenders, seeds) = (&options.contenders, &options.seeds);
         let results = match options.real {
             false => runs::run(scenario, contenders, seeds, &advance),
-            true => match runs::run_real(scenario, contenders, seeds, &advance) {
+            true => match real::runs(scenario, contenders, seeds, &advance) {
                 Ok(results) => results,
                 Err(why) => {
                     eprintln!("policy_lab: {}: {why}", scenario.name);

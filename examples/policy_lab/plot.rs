@@ -16,6 +16,8 @@ use super::runs::Results;
 const FONT: &str = "sans-serif";
 const WIDTH: u32 = 1_500;
 const CURVES: u32 = 620;
+/// Beside the curves, what they mean.
+const NAMES: u32 = 380;
 const PANEL: u32 = 300;
 const PANELS_IN_A_ROW: usize = 3;
 /// Of more servers than this the least, the middle and the greatest share are drawn.
@@ -86,7 +88,9 @@ fn picture<'a, B: DrawingBackend + 'a>(
 ) -> Drawn<'a> {
     area.fill(&WHITE)?;
     let (above, below) = area.split_vertically(CURVES);
-    curves(&above, results)?;
+    let (left, right) = above.split_horizontally(WIDTH - NAMES);
+    curves(&left, results)?;
+    names(&right, results)?;
     let (heading, panels) = below.split_vertically(60);
     key(&heading, results)?;
     let rows = results.rows.len().div_ceil(PANELS_IN_A_ROW);
@@ -119,7 +123,7 @@ fn curves<'a, B: DrawingBackend + 'a>(
         .margin(16)
         .x_label_area_size(56)
         .y_label_area_size(90)
-        .right_y_label_area_size(20)
+        .margin_right(32)
         .build_cartesian_2d(0.0..last as f64, (least..most).log_scale())?;
     chart
         .configure_mesh()
@@ -133,24 +137,29 @@ fn curves<'a, B: DrawingBackend + 'a>(
         .light_line_style(BLACK.mix(0.06))
         .bold_line_style(BLACK.mix(0.15))
         .draw()?;
-    for (number, (name, figures)) in results.rows.iter().enumerate() {
+    for (number, (_, figures)) in results.rows.iter().enumerate() {
         let points = figures.curve.iter().enumerate();
         let points = points.map(|(at, &millis)| (at as f64, millis.max(least)));
-        let p99 = figures.get(Figure::P99).unwrap_or(0.0);
-        chart
-            .draw_series(LineSeries::new(points, style(number)))?
-            .label(format!("{name}, p99 {} ms", millis_name(p99)))
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 28, y)], style(number)));
+        chart.draw_series(LineSeries::new(points, style(number)))?;
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
-        .legend_area_size(36)
-        .margin(14)
-        .label_font((FONT, 20))
-        .background_style(WHITE.mix(0.85))
-        .border_style(BLACK.mix(0.3))
-        .draw()?;
+    Ok(())
+}
+
+/// Which curve is whose.
+fn names<'a, B: DrawingBackend + 'a>(area: &DrawingArea<B, Shift>, results: &Results) -> Drawn<'a> {
+    let rows = results.rows.len() as i32;
+    let step = (500 / rows.max(1)).min(34);
+    let text = (FONT, 20).into_font().color(&BLACK);
+    for (number, (name, figures)) in results.rows.iter().enumerate() {
+        let y = 70 + step * number as i32;
+        let p99 = figures.get(Figure::P99).unwrap_or(0.0);
+        let label = format!("{name}, p99 {} ms", millis_name(p99));
+        area.draw(&PathElement::new(
+            [(0, y + 10), (26, y + 10)],
+            style(number),
+        ))?;
+        area.draw(&Text::new(label, (34, y), text.clone()))?;
+    }
     Ok(())
 }
 

@@ -12,9 +12,10 @@ use tonic::{Code, Request};
 
 use super::contenders::{Contender, Weights};
 use super::fleet::Fleet;
-use super::outcome::{End, Run, Sample, warm_up};
+use super::outcome::{End, Figures, Run, Sample, warm_up};
 use super::proto::HelloRequest;
 use super::proto::greeter_client::GreeterClient;
+use super::runs::Results;
 use super::scenario::{Change, Scenario, Server};
 use super::workload::{Call, Workload};
 
@@ -27,13 +28,35 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub type Picked = Arc<[AtomicU32]>;
 pub const NOBODY: u32 = u32::MAX;
 
+/// All the runs of a scenario, one at a time. The contenders take turns, so that a noisy minute is shared.
+///
+/// # Errors
+///
+/// When a run cannot be made.
+pub fn runs(
+    scenario: &Scenario,
+    contenders: &[&'static Contender],
+    seeds: &[u64],
+    progress: &dyn Fn(u64),
+) -> Result<Results, String> {
+    let mut done = vec![Vec::new(); contenders.len()];
+    for &seed in seeds {
+        for (contender, done) in contenders.iter().zip(&mut done) {
+            let run = run(scenario, contender, seed, progress)?;
+            done.push(Figures::of(&run, scenario));
+        }
+    }
+    let done = done.concat();
+    Ok(Results::medians(scenario, contenders, &done, seeds.len()))
+}
+
 /// Runs `scenario` under one policy. Calls come when they are due, whatever became of those before, and their latency
 /// counts from then. `progress` is told of calls that were made, from time to time.
 ///
 /// # Errors
 ///
 /// When the servers cannot be started or reached.
-pub fn run(
+fn run(
     scenario: &Scenario,
     contender: &Contender,
     seed: u64,

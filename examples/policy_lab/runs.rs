@@ -7,7 +7,7 @@ use std::thread;
 use super::contenders::{BASELINE, Contender};
 use super::outcome::Figures;
 use super::scenario::Scenario;
-use super::{real, world};
+use super::world;
 
 /// What a scenario came to.
 #[derive(Clone, Debug)]
@@ -24,7 +24,7 @@ impl Results {
     }
 
     /// Of `done`, the runs of each contender one after the other, so many each.
-    fn medians(
+    pub fn medians(
         scenario: &Scenario,
         contenders: &[&'static Contender],
         done: &[Figures],
@@ -85,26 +85,4 @@ pub fn run(
     let done = done.into_inner().expect("no thread panicked");
     let done: Vec<Figures> = done.into_iter().flatten().collect();
     Results::medians(scenario, contenders, &done, seeds.len())
-}
-
-/// The same over real servers, one run at a time. The contenders take turns, so that a noisy minute is shared.
-///
-/// # Errors
-///
-/// When a run cannot be made.
-pub fn run_real(
-    scenario: &Scenario,
-    contenders: &[&'static Contender],
-    seeds: &[u64],
-    progress: &dyn Fn(u64),
-) -> Result<Results, String> {
-    let mut done = vec![Vec::new(); contenders.len()];
-    for &seed in seeds {
-        for (contender, done) in contenders.iter().zip(&mut done) {
-            let run = real::run(scenario, contender, seed, progress)?;
-            done.push(Figures::of(&run, scenario));
-        }
-    }
-    let done = done.concat();
-    Ok(Results::medians(scenario, contenders, &done, seeds.len()))
 }

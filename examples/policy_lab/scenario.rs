@@ -246,7 +246,7 @@ pub fn built_in() -> Vec<Scenario> {
     let mut sinkhole = vec![Server::default(); 10];
     sinkhole[0].broken = true;
     vec![
-        named("s1", "uniform: ten equal servers", 0.8),
+        named("s1", "uniform: equal servers", 0.8),
         Scenario {
             servers: mixed.map(fast).into(),
             ..named("s2", "mixed: speeds 1.5, 1 and 0.5", 0.7)
@@ -261,7 +261,7 @@ pub fn built_in() -> Vec<Scenario> {
         },
         Scenario {
             servers: gray,
-            ..named("s4", "gray: one server at a tenth of its speed", 0.7)
+            ..named("s4", "gray: one server of ten at a tenth of its speed", 0.7)
         },
         Scenario {
             antagonist: Some(noise),
@@ -272,7 +272,7 @@ pub fn built_in() -> Vec<Scenario> {
             servers: sinkhole,
             ..named(
                 "s6",
-                "sinkhole: one server answers UNAVAILABLE at once",
+                "sinkhole: one server of ten answers UNAVAILABLE at once",
                 0.7,
             )
         },
