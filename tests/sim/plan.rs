@@ -334,14 +334,24 @@ fn strike(world: &mut World, fault: Fault, word: u64, endpoints: &[Endpoint]) {
             for i in (1..list.len()).rev() {
                 list.swap(i, rng.below(i + 1));
             }
-            let (deeds, publications) = (world.deeds, world.publications);
-            let again = !list.is_empty();
             let limited = world.settings.config.max_endpoints < list.len();
-            let settled = world.settings.lag.is_zero() && world.balancer.poll_timeout().is_none();
+            let prompt = world.settings.lag.is_zero() && !list.is_empty();
+            let settled = prompt && world.balancer.poll_timeout().is_none();
+            let ready = world.balancer.state() == Connectivity::Ready;
+            let deeds = world.deeds;
+            world.resolve(list.clone());
+            // Another order is news for policies, and none for connections while somebody serves.
+            if settled && ready && !limited {
+                assert_eq!(world.deeds, deeds, "another order was work");
+            }
+            let facts = |world: &World| {
+                let due = world.balancer.poll_timeout();
+                (world.deeds, world.publications, due)
+            };
+            let before = facts(world);
             world.resolve(list);
-            if settled && !limited && again {
-                let now = (world.deeds, world.publications);
-                assert_eq!(now, (deeds, publications), "the same list was work");
+            if prompt {
+                assert_eq!(facts(world), before, "the same list was work");
             }
             return;
         }
