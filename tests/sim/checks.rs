@@ -174,11 +174,10 @@ impl Checks {
         let all_tried = track.tried.len() == track.identity.1.len();
         if track.under_way.remove(&name) && track.under_way.is_empty() && all_tried {
             track.tried.clear();
-            track.failed = Failure::Lasting;
-            track.let_go = false;
             track.asked = false;
             track.wears = false;
             track.fail(&self.backoff, now);
+            track.look_failed();
         }
     }
 
@@ -214,11 +213,10 @@ impl Checks {
             // Once, at once.
             (false, false) if !track.spared && track.failures == 0 => track.spared = true,
             (false, replacing) => {
-                track.failed = Failure::Lasting;
-                track.let_go = false;
                 if !replacing {
                     track.fail(&self.backoff, now);
                 }
+                track.look_failed();
             }
             (true, _) => {}
         }
@@ -240,7 +238,7 @@ impl Checks {
                 track.forgive(&self.backoff, now);
                 self.to_retire.extend(track.live.keys());
                 self.discarded.append(&mut track.under_way);
-                track.let_go(now);
+                track.let_go();
             }
         }
     }
@@ -284,7 +282,10 @@ impl Checks {
         assert!(!track.leaving, "{now:?}: {id:?} is dialled on its way out");
         let missing = track.live.is_empty() && (track.wish == Wish::Connect || track.asked);
         assert!(
-            missing || track.wears || !track.tried.is_empty(),
+            missing
+                || track.wears
+                || track.live.values().any(|live| live.worn)
+                || !track.tried.is_empty(),
             "{now:?}: {id:?} is dialled and nobody wants it: {:?}",
             track.wish
         );

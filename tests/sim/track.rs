@@ -84,16 +84,28 @@ impl Track {
         self.not_after = now + nominal.mul_f64(1.0 + backoff.jitter) + rounding;
     }
 
+    /// It looks failed from now on: for the time of its backoff where nobody but calls wants it.
+    pub(crate) fn look_failed(&mut self) {
+        self.let_go = self.wish == Wish::LetGo;
+        self.failed = match self.let_go {
+            true => self.forgotten(),
+            false => Failure::Lasting,
+        };
+    }
+
+    fn forgotten(&self) -> Failure {
+        Failure::Forgotten {
+            from: self.not_before,
+            until: self.not_after,
+        }
+    }
+
     /// Nobody wants it connected any more.
-    pub(crate) fn let_go(&mut self, now: Timestamp) {
-        let waits = self.tried.is_empty() && now <= self.not_after;
-        self.failed = match self.failed {
-            Failure::None if !self.replacing => Failure::None,
-            _ if waits => Failure::Forgotten {
-                from: self.not_before,
-                until: self.not_after,
-            },
-            _ => Failure::None,
+    pub(crate) fn let_go(&mut self) {
+        let waits = self.tried.is_empty() && (self.replacing || self.failed != Failure::None);
+        self.failed = match waits {
+            true => self.forgotten(),
+            false => Failure::None,
         };
         self.live.clear();
         self.tried.clear();

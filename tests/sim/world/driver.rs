@@ -24,7 +24,11 @@ impl World {
         let mut published = false;
         self.checks.events(&mut self.balancer);
         while let Some(action) = self.balancer.poll_action(self.now) {
-            published |= self.act(action);
+            if self.act(action) {
+                published = true;
+                // Of what the policies decided, before whoever leaves by it is closed.
+                self.checks.events(&mut self.balancer);
+            }
         }
         self.checks.events(&mut self.balancer);
         self.checks.settled(&self.balancer, self.now);
