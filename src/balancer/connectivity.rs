@@ -300,7 +300,7 @@ impl Link {
                     (true, true) => {
                         effects.resolve = true;
                         self.asked = false;
-                        self.failed = true;
+                        self.failed = self.sticks();
                         self.wait(around);
                         return effects;
                     }
@@ -330,11 +330,11 @@ impl Link {
                 match (self.live.is_empty(), lost.proven, dial) {
                     (true, false, Dial::None) if spared => self.spared = true,
                     (true, false, Dial::None) => {
-                        self.failed = true;
+                        self.failed = self.sticks();
                         self.wait(around);
                         return effects;
                     }
-                    (true, false, _) => self.failed = true,
+                    (true, false, _) => self.failed = self.sticks(),
                     // It waits because the connection wore out too soon, not because a dial failed.
                     (true, true, dial @ Dial::Waiting { .. }) if !self.failed => *dial = Dial::None,
                     _ => {}
@@ -361,6 +361,12 @@ impl Link {
             next: Next::InLine,
         };
         true
+    }
+
+    /// Whether a failure outlasts its backoff. Not where only calls ask for it: the next one must find it idle, or
+    /// it would not ask.
+    fn sticks(&self) -> bool {
+        self.wish != Wish::LetGo
     }
 
     fn wait(&mut self, around: Around<'_>) {
@@ -784,6 +790,22 @@ mod tests {
             "the backoff holds"
         );
         assert!(bench.tell(2_700, News::Tick).join_line, "asked meanwhile");
+    }
+
+    #[test]
+    fn one_let_go_of_that_is_asked_for_and_fails_is_forgiven_after_its_backoff() {
+        let mut bench = Bench::new(&["10.0.0.1:1"]);
+        bench.tell(0, News::Wished(Wish::LetGo));
+        assert!(bench.tell(0, News::Asked).join_line);
+        let name = bench.dial(0);
+        bench.tell(0, News::Failed(name, why()));
+        assert_eq!(bench.link.state(), TransientFailure);
+        assert!(!bench.tell(1_000, News::Tick).join_line);
+        assert_eq!((bench.link.state(), bench.at()), (Idle, None));
+        assert!(
+            bench.tell(1_001, News::Asked).join_line,
+            "and may be asked again"
+        );
     }
 
     #[test]

@@ -297,7 +297,8 @@ impl Balancer {
     /// seen and with the penalties there are.
     pub fn handle_policy(&mut self, number: usize, policy: Box<dyn Policy>) -> bool {
         let known = self.policies.switch(number, policy);
-        if known {
+        // Before there is a list there is nothing to decide, and a picker of nobody would let calls fail.
+        if known && self.resolved != Resolved::Nothing {
             self.stale = self.stale.max(Stale::Members);
         }
         known

@@ -225,7 +225,7 @@ impl Trials {
 
 /// The least mean latency of any endpoint in the current or the last stretch of time, as a log2.
 ///
-/// Of means, not of samples: where nine answers of ten come out of a cache, sixteen times the fastest
+/// Of means, not of samples: where nine answers of ten come out of a cache, a multiple of the fastest
 /// answer would cut off all there is to know about the tenth. And of means at the time of an answer, not of
 /// decayed keys: those of a fleet at rest sink towards nothing.
 #[derive(Debug)]

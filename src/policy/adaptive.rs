@@ -233,9 +233,9 @@ mod tests {
         let silent = |i| (if i == new { 8 * SECOND } else { 10 * MS }, OK);
         let picks = world.run(&*picker, 1_000, 4 * SECOND, silent);
         assert_eq!(picks[new], 1, "{picks:?}");
-        // It answers at last, and takes part; its first answer was slow, and counts as 160 ms for now.
+        // It answers at last, and takes part; its first answer was slow, and counts as 640 ms for now.
         let picks = world.run(&*picker, 1_000, 60 * SECOND, |_| (10 * MS, OK));
-        assert!(picks[new] > 4_000, "{picks:?}");
+        assert!(picks[new] > 3_500, "{picks:?}");
         let newer = world.add();
         let picker = world.picker(&mut policy);
         let broken = |i| (10 * MS, if i == newer { UNAVAILABLE } else { OK });

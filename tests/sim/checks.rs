@@ -7,10 +7,15 @@ use std::time::Duration;
 use equipoise::balancer::{AttemptId, Backoff, Balancer, Event, Publication, View};
 use equipoise::{Address, Connectivity, Endpoint, EndpointId, Outcome, Timestamp};
 
-use crate::world::Settings;
+use crate::track::{Failure, Live, Track};
+use crate::wishes::{Wish, Wishes};
+use crate::world::{Settings, ms};
 
 /// Beyond this many endpoints the checks that look at all of them are made now and then.
 const MANY: usize = 64;
+
+/// Publications that can wait are this far apart.
+const COALESCE: Duration = ms(5);
 
 pub(crate) struct Checks {
     backoff: Backoff,
@@ -31,68 +36,26 @@ pub(crate) struct Checks {
     /// Whom the picker in force may name.
     pickable: BTreeSet<EndpointId>,
     recent_dials: VecDeque<Timestamp>,
+    /// Connections that are to be retired: replaced, or let go of.
+    to_retire: BTreeSet<AttemptId>,
+    pub(crate) wishes: Wishes,
+    /// Who took the place of another and is still to be told of.
+    switched: VecDeque<usize>,
+    last_published: Timestamp,
+    /// The news was that time has passed.
+    timed: bool,
     steps: u64,
 }
 
-type Identity = (Option<String>, BTreeSet<Address>);
+pub(crate) type Identity = (Option<String>, BTreeSet<Address>);
 
 fn identity(endpoint: &Endpoint) -> Identity {
     let addresses = endpoint.addresses().iter().cloned().collect();
     (endpoint.id().map(str::to_owned), addresses)
 }
 
-/// The model of one endpoint.
-struct Track {
-    identity: Identity,
-    state: Connectivity,
-    live: BTreeMap<AttemptId, Live>,
-    /// Calls it answered without a fault of its own.
-    served: u64,
-    under_way: BTreeSet<AttemptId>,
-    /// Addresses dialled in the pass that goes on.
-    tried: BTreeSet<Address>,
-    failures: u32,
-    /// Its last connection was short-lived and let pass.
-    spared: bool,
-    failed: bool,
-    /// It wore out too soon, and its replacement is being waited for or made.
-    replacing: bool,
-    /// No pass may begin before.
-    not_before: Timestamp,
-    /// The list does not have it any more.
-    leaving: bool,
-}
-
-struct Live {
-    since: Timestamp,
-    /// Calls the endpoint had served before.
-    served: u64,
-    proven: bool,
-    worn: bool,
-}
-
-impl Track {
-    fn forgive(&mut self, backoff: &Backoff, now: Timestamp) {
-        let stable = backoff.base.min(Duration::from_millis(250));
-        for live in self.live.values_mut().filter(|live| !live.proven) {
-            if now >= live.since + stable || self.served >= live.served + 100 {
-                live.proven = true;
-                self.failures = 0;
-                self.spared = false;
-            }
-        }
-    }
-
-    fn fail(&mut self, backoff: &Backoff, now: Timestamp) {
-        self.failures += 1;
-        // A microsecond for rounding.
-        let least = backoff.nominal(self.failures).mul_f64(1.0 - backoff.jitter);
-        self.not_before = now + least.saturating_sub(Duration::from_micros(1));
-    }
-}
-
 impl Checks {
-    pub(crate) fn new(settings: &Settings) -> Self {
+    pub(crate) fn new(settings: &Settings, wishes: Wishes) -> Self {
         Self {
             backoff: settings.config.backoff,
             connect_rate: settings.config.connect_rate as usize,
@@ -108,6 +71,11 @@ impl Checks {
             discarded: BTreeSet::new(),
             pickable: BTreeSet::new(),
             recent_dials: VecDeque::new(),
+            to_retire: BTreeSet::new(),
+            wishes,
+            switched: VecDeque::new(),
+            last_published: Timestamp::ZERO,
+            timed: false,
             steps: 0,
         }
     }
@@ -131,6 +99,7 @@ impl Checks {
 
     /// Time has passed, and the balancer is about to hear of it.
     pub(crate) fn time(&mut self, now: Timestamp) {
+        self.timed = true;
         if self.kept.is_some_and(|until| until <= now) {
             self.kept = None;
             self.listed = Some(BTreeSet::new());
@@ -178,8 +147,12 @@ impl Checks {
         track.under_way.remove(&name);
         self.discarded.append(&mut track.under_way);
         track.tried.clear();
-        track.failed = false;
+        track.failed = Failure::None;
         track.replacing = false;
+        track.asked = false;
+        track.wears = false;
+        let worn = track.live.iter().filter(|(_, live)| live.worn);
+        self.to_retire.extend(worn.map(|(&name, _)| name));
         track.live.retain(|_, live| !live.worn);
         let live = Live {
             since: now,
@@ -205,8 +178,10 @@ impl Checks {
         let all_tried = track.tried.len() == track.identity.1.len();
         if track.under_way.remove(&name) && track.under_way.is_empty() && all_tried {
             track.tried.clear();
-            track.failed = true;
+            track.asked = false;
+            track.wears = false;
             track.fail(&self.backoff, now);
+            track.look_failed();
         }
     }
 
@@ -219,6 +194,7 @@ impl Checks {
             return;
         };
         live.worn = true;
+        track.wears = true;
         if !live.proven && !track.replacing {
             track.replacing = true;
             track.fail(&self.backoff, now);
@@ -237,15 +213,37 @@ impl Checks {
             return;
         }
         match (lost.proven, track.replacing) {
-            (true, _) if !track.failed => track.not_before = now,
+            (true, _) if track.failed == Failure::None => track.not_before = now,
             // Once, at once.
             (false, false) if !track.spared && track.failures == 0 => track.spared = true,
-            (false, false) => {
-                track.failed = true;
-                track.fail(&self.backoff, now);
+            (false, replacing) => {
+                if !replacing {
+                    track.fail(&self.backoff, now);
+                }
+                track.look_failed();
             }
-            (false, true) => track.failed = true,
             (true, _) => {}
+        }
+    }
+
+    /// A call asks for a connection to this endpoint.
+    pub(crate) fn asked(&mut self, id: EndpointId) {
+        if let Some(track) = self.tracks.get_mut(&id).filter(|track| !track.leaving) {
+            track.asked |= track.live.is_empty();
+        }
+    }
+
+    /// The policies have been asked.
+    fn wished(&mut self, now: Timestamp) {
+        let there = self.tracks.iter_mut().filter(|(_, track)| !track.leaving);
+        for (&id, track) in there {
+            let wish = self.wishes.of(id);
+            if std::mem::replace(&mut track.wish, wish) != wish && wish == Wish::LetGo {
+                track.forgive(&self.backoff, now);
+                self.to_retire.extend(track.live.keys());
+                self.discarded.append(&mut track.under_way);
+                track.let_go();
+            }
         }
     }
 
@@ -262,9 +260,14 @@ impl Checks {
             tried: BTreeSet::new(),
             failures: 0,
             spared: false,
-            failed: false,
+            failed: Failure::None,
             replacing: false,
+            wish: Wish::Keep,
+            asked: false,
+            wears: false,
+            let_go: false,
             not_before: Timestamp::ZERO,
+            not_after: Timestamp::ZERO,
             // The next list may have come before this one's work was done.
             leaving: balancer.endpoints().all(|view| view.id != id),
         });
@@ -281,6 +284,15 @@ impl Checks {
         let track = self.tracks.get_mut(&id);
         let track = track.unwrap_or_else(|| panic!("{now:?}: {id:?} is dialled and not there"));
         assert!(!track.leaving, "{now:?}: {id:?} is dialled on its way out");
+        let missing = track.live.is_empty() && (track.wish == Wish::Connect || track.asked);
+        assert!(
+            missing
+                || track.wears
+                || track.live.values().any(|live| live.worn)
+                || !track.tried.is_empty(),
+            "{now:?}: {id:?} is dialled and nobody wants it: {:?}",
+            track.wish
+        );
         assert!(
             !track.tried.is_empty() || now >= track.not_before,
             "{now:?}: {id:?} is dialled before its backoff ends at {:?}",
@@ -318,13 +330,19 @@ impl Checks {
         );
     }
 
-    pub(crate) fn retired(&mut self, id: EndpointId, name: AttemptId, left: &BTreeSet<AttemptId>) {
-        let track = self.tracks.get(&id);
-        let needed = track.is_some_and(|track| track.live.contains_key(&name));
-        assert!(!needed, "{id:?}: {name:?} was retired and not replaced");
+    /// `left`: whose it is, and how many connections that endpoint has besides.
+    pub(crate) fn retired(&mut self, name: AttemptId, left: Option<(EndpointId, usize)>) {
         assert!(
-            !self.prompt || !left.is_empty(),
-            "{id:?}: the last connection was retired before its replacement was there"
+            self.to_retire.remove(&name),
+            "{name:?} was retired, and neither replaced nor let go of"
+        );
+        let bare = left.filter(|&(id, count)| {
+            let track = self.tracks.get(&id);
+            count == 0 && !track.is_some_and(|track| track.let_go && track.live.is_empty())
+        });
+        assert!(
+            !self.prompt || bare.is_none(),
+            "{name:?}, the last of {bare:?}, was retired before its replacement was there"
         );
     }
 
@@ -336,7 +354,23 @@ impl Checks {
         assert!(track.leaving, "{id:?} was closed and is still listed");
     }
 
-    pub(crate) fn published(&mut self, balancer: &Balancer, publication: &Publication) {
+    pub(crate) fn published(
+        &mut self,
+        balancer: &Balancer,
+        publication: &Publication,
+        now: Timestamp,
+    ) {
+        assert!(
+            self.listed.is_some() || self.unresolved,
+            "{now:?}: published before the resolver has said anything"
+        );
+        if let Some(switched) = self.wishes.published(&publication.pickers, now) {
+            self.switched.extend(switched);
+            self.wished(now);
+            // Whoever has left the list leaves with its last connection.
+            self.departed(balancer);
+        }
+        self.last_published = now;
         assert_eq!(publication.state, balancer.state());
         let ready = balancer
             .endpoints()
@@ -361,7 +395,10 @@ impl Checks {
                         .get_mut(&id)
                         .expect("events are of endpoints there are");
                     assert_eq!(track.state, from, "{id:?} changed behind our back");
-                    assert!(legal(from, to), "{id:?} went from {from} to {to}");
+                    assert!(
+                        legal(from, to, track.let_go),
+                        "{id:?} went from {from} to {to}"
+                    );
                     track.state = to;
                 }
                 Event::Channel { from, to } => {
@@ -378,7 +415,11 @@ impl Checks {
                     assert!(endpoints > 0, "nobody was kept");
                     self.kept_told = true;
                 }
-                Event::ResolveFailed(_) | Event::Switched { .. } => {}
+                Event::Switched { policy } => {
+                    let switched = self.switched.pop_front();
+                    assert_eq!(switched, Some(policy), "told of another switch");
+                }
+                Event::ResolveFailed(_) => {}
             }
         }
     }
@@ -387,8 +428,10 @@ impl Checks {
     pub(crate) fn settled(&mut self, balancer: &Balancer, now: Timestamp) {
         // While the work waits, more deadlines pass; then they are due at once, and rightly so.
         let due = balancer.poll_timeout().filter(|_| self.prompt);
+        // Other news may come at the very time of a timer, and before it.
+        let timed = std::mem::take(&mut self.timed);
         assert!(
-            due.is_none_or(|at| at > now),
+            !timed || due.is_none_or(|at| at > now),
             "{now:?}: a timer that is due for ever: {due:?}"
         );
         assert_eq!(
@@ -402,6 +445,19 @@ impl Checks {
             "{now:?}: the last list outlived its time, or nobody was told: {:?}",
             self.kept
         );
+        assert!(
+            self.switched.is_empty(),
+            "{now:?}: nobody was told of a switch: {:?}",
+            self.switched
+        );
+        // A wish to be asked again waits for the next publication, which may be due later than that.
+        if let Some(wake) = self.wishes.wake().filter(|_| self.prompt) {
+            let by = wake.max(self.last_published + COALESCE);
+            assert!(
+                due.is_some_and(|at| at <= by),
+                "{now:?}: a policy wants to be asked again at {wake:?}, and the next timer is {due:?}"
+            );
+        }
         self.steps += 1;
         if self.tracks.len() > MANY && !self.steps.is_multiple_of(128) {
             return;
@@ -410,6 +466,11 @@ impl Checks {
             self.discarded.is_empty(),
             "{now:?}: not abandoned: {:?}",
             self.discarded
+        );
+        assert!(
+            self.to_retire.is_empty(),
+            "{now:?}: not retired: {:?}",
+            self.to_retire
         );
         let mut seen = BTreeSet::new();
         let mut states = BTreeSet::new();
@@ -421,10 +482,23 @@ impl Checks {
             let ready = view.state == Connectivity::Ready;
             assert_eq!(ready, !track.live.is_empty(), "{now:?}: {:?}", view.id);
             let failed = view.state == Connectivity::TransientFailure;
-            assert_eq!(
-                failed,
-                track.failed && !ready,
-                "{now:?}: {:?} forgot a failure, or made one up",
+            let may_be = match track.failed {
+                Failure::None => !failed,
+                Failure::Lasting => failed != ready,
+                Failure::Forgotten { from, until } => match failed {
+                    true => now <= until || !self.prompt,
+                    false => now >= from,
+                },
+            };
+            assert!(
+                may_be,
+                "{now:?}: {:?} forgot a failure, or made one up: {} after {:?}",
+                view.id, view.state, track.failed
+            );
+            let waits = ready && self.prompt && self.wishes.waits_for(view.id);
+            assert!(
+                !waits || due.is_some_and(|at| at <= now + COALESCE),
+                "{now:?}: {:?} is ready and wanted, and calls go to nobody",
                 view.id
             );
             assert!(view.since <= now);
@@ -471,6 +545,17 @@ impl Checks {
         );
     }
 
+    /// Whether every endpoint is as the policies wish: connected, or ready or idle as it happens.
+    pub(crate) fn as_wished(&self, balancer: &Balancer) -> bool {
+        use Connectivity::{Idle, Ready};
+        let mut views = balancer.endpoints();
+        self.wishes.settled()
+            && views.all(|view| match self.wishes.of(view.id) {
+                Wish::Connect => view.state == Ready,
+                Wish::Keep | Wish::LetGo => matches!(view.state, Ready | Idle),
+            })
+    }
+
     /// That every connection that should be replaced has been.
     pub(crate) fn nothing_worn(&self) {
         for (id, track) in &self.tracks {
@@ -504,14 +589,14 @@ impl Checks {
 }
 
 /// An endpoint goes these ways only. TRANSIENT_FAILURE is left for READY alone, whatever is dialled
-/// meanwhile.
-fn legal(from: Connectivity, to: Connectivity) -> bool {
+/// meanwhile, except by one that was let go of after it failed.
+fn legal(from: Connectivity, to: Connectivity, let_go: bool) -> bool {
     use Connectivity::{Connecting, Idle, Ready, TransientFailure};
     match from {
         Idle => to == Connecting,
         Connecting => matches!(to, Ready | TransientFailure | Idle),
         Ready => matches!(to, Connecting | Idle | TransientFailure),
-        TransientFailure => to == Ready,
+        TransientFailure => to == Ready || (let_go && matches!(to, Connecting | Idle)),
         Connectivity::Shutdown => false,
     }
 }

@@ -11,4 +11,6 @@ mod checks;
 mod plan;
 mod stories;
 mod swarm;
+mod track;
+mod wishes;
 mod world;

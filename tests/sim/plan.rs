@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use equipoise::balancer::{Backoff, Config};
-use equipoise::policy::{Adaptive, LeastRequest, Policy, Random, RingHash, RoundRobin};
+use equipoise::policy::{Adaptive, LeastRequest, PickFirst, Policy, Random, RingHash, RoundRobin};
 use equipoise::rng::Rng;
 use equipoise::{Address, Connectivity, Endpoint, StatusCode, Timestamp};
 
@@ -32,9 +32,12 @@ enum Fault {
     Empty,
     NoAnswer,
     Burst,
+    Blackout,
+    Ask,
+    Switch,
 }
 
-const FAULTS: [Fault; 18] = [
+const FAULTS: [Fault; 21] = [
     Fault::Refuse,
     Fault::Die,
     Fault::Domino,
@@ -53,11 +56,13 @@ const FAULTS: [Fault; 18] = [
     Fault::Empty,
     Fault::NoAnswer,
     Fault::Burst,
+    Fault::Blackout,
+    Fault::Ask,
+    Fault::Switch,
 ];
 
-/// Of so many policies a world has some, by number; the last is the one that connects when a call needs it.
-const POLICIES: usize = 5;
-const RING: usize = POLICIES - 1;
+/// Of so many policies a world has some.
+const POLICIES: usize = 7;
 
 /// Everything a seed decides before the clock starts.
 pub(crate) struct Plan {
@@ -137,7 +142,11 @@ impl Plan {
             0 => Vec::new(),
             kinds => (0..rng.below(40))
                 .map(|_| {
-                    let at = Timestamp::ZERO + chaos.mul_f64(rng.unit());
+                    // Some before there is a list.
+                    let at = match rng.below(20) {
+                        0 => Timestamp::from_millis(rng.below(4) as u64),
+                        _ => Timestamp::ZERO + chaos.mul_f64(rng.unit()),
+                    };
                     (at, allowed[rng.below(kinds)], rng.word())
                 })
                 .collect(),
@@ -157,13 +166,22 @@ impl Plan {
         }
     }
 
+    /// The same world without those faults that put other policies in the place of the planned ones.
+    pub(crate) fn without_switches(mut self) -> Self {
+        let kept = |fault: &Fault| !matches!(fault, Fault::Switch | Fault::Blackout);
+        self.faults.retain(|(_, fault, _)| kept(fault));
+        self
+    }
+
     fn policy(which: usize) -> Box<dyn Policy> {
         match which {
             0 => Box::new(Adaptive::default()),
             1 => Box::new(LeastRequest::default()),
             2 => Box::new(Random),
             3 => Box::new(RoundRobin::default()),
-            RING.. => Box::new(RingHash::default().with_sizes(64, 256)),
+            4 => Box::new(PickFirst::default()),
+            5 => Box::new(PickFirst::shuffled()),
+            _ => Box::new(RingHash::default().with_sizes(64, 256)),
         }
     }
 
@@ -204,8 +222,11 @@ impl Plan {
         // Heal: every host is well again, and the list is whole.
         world.hosts.extend(self.hosts.iter().cloned());
         world.resolve(self.endpoints.clone());
-        // Then nobody is connected but for a call's sake.
-        let lazy = self.policies.iter().all(|&which| which == RING);
+        if self.settings.seed & 1 == 0 {
+            for (number, &which) in self.policies.iter().enumerate() {
+                world.switch(number, Self::policy(which));
+            }
+        }
         let config = &self.settings.config;
         let in_line = self.hosts.len() as f64 / f64::from(config.connect_rate);
         let pause = config.backoff.cap.mul_f64(1.0 + config.backoff.jitter);
@@ -214,8 +235,8 @@ impl Plan {
         world.run_until_or(bound, "READY after the faults have ended", |world| {
             world.balancer.state() == Connectivity::Ready
         });
-        world.run_until_or(bound + secs(1), "every endpoint READY", |world| {
-            world.all_ready() || (lazy && world.none_astray())
+        world.run_until_or(bound + secs(1), "every endpoint as wished", |world| {
+            world.checks.as_wished(&world.balancer)
         });
 
         // Alive: calls succeed, and then nothing is left.
@@ -225,7 +246,7 @@ impl Plan {
         let (start, calls) = (world.now, 30);
         // Where nobody was connected before, each call may have to wait for a connection of its own.
         let mut request = Request::default();
-        if lazy {
+        if world.checks.wishes.lazy() {
             request.deadline += Duration::from_secs_f64(in_line);
         }
         world.traffic(ms(10), start + ms(10 * calls), request);
@@ -320,14 +341,24 @@ fn strike(world: &mut World, fault: Fault, word: u64, endpoints: &[Endpoint]) {
             for i in (1..list.len()).rev() {
                 list.swap(i, rng.below(i + 1));
             }
-            let (deeds, publications) = (world.deeds, world.publications);
-            let again = !list.is_empty();
             let limited = world.settings.config.max_endpoints < list.len();
-            let settled = world.settings.lag.is_zero() && world.balancer.poll_timeout().is_none();
+            let prompt = world.settings.lag.is_zero() && !list.is_empty();
+            let settled = prompt && world.balancer.poll_timeout().is_none();
+            let ready = world.balancer.state() == Connectivity::Ready;
+            let deeds = world.deeds;
+            world.resolve(list.clone());
+            // Another order is news for policies, and none for connections while somebody serves.
+            if settled && ready && !limited {
+                assert_eq!(world.deeds, deeds, "another order was work");
+            }
+            let facts = |world: &World| {
+                let due = world.balancer.poll_timeout();
+                (world.deeds, world.publications, due)
+            };
+            let before = facts(world);
             world.resolve(list);
-            if settled && !limited && again {
-                let now = (world.deeds, world.publications);
-                assert_eq!(now, (deeds, publications), "the same list was work");
+            if prompt {
+                assert_eq!(facts(world), before, "the same list was work");
             }
             return;
         }
@@ -364,11 +395,47 @@ fn strike(world: &mut World, fault: Fault, word: u64, endpoints: &[Endpoint]) {
             }
             return;
         }
+        Fault::Blackout => {
+            for address in addresses {
+                let well = Host::serving(world.hosts[&address].latency);
+                let dialling = Dialling::Refuse;
+                world
+                    .hosts
+                    .insert(address.clone(), Host { dialling, ..well });
+                world.cut(&address);
+                world.at(world.now + heal_after, move |world| {
+                    world.hosts.insert(address, well);
+                });
+            }
+            if rng.below(2) == 0 {
+                switches(world, &mut rng);
+            }
+            return;
+        }
+        Fault::Ask => {
+            let ids: Vec<_> = world.balancer.endpoints().map(|view| view.id).collect();
+            if !ids.is_empty() {
+                world.want(ids[rng.below(ids.len())]);
+            }
+            return;
+        }
+        Fault::Switch => return switches(world, &mut rng),
     }
     world.hosts.insert(address.clone(), sick);
     world.at(world.now + heal_after, move |world| {
         world.hosts.insert(address, well);
     });
+}
+
+/// One policy after the other for the same place, or a single one.
+fn switches(world: &mut World, rng: &mut Rng) {
+    let number = rng.below(world.policies);
+    let mut at = world.now;
+    for _ in 0..[1, 1, 2, 5][rng.below(4)] {
+        let which = rng.below(POLICIES);
+        world.at(at, move |world| world.switch(number, Plan::policy(which)));
+        at = at + ms([0, 1, 6, 300][rng.below(4)]);
+    }
 }
 
 /// The list in force.

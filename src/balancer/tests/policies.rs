@@ -192,6 +192,22 @@ fn the_old_policy_serves_until_the_new_one_can() {
     assert_eq!(picked(&mut bench), Some(B));
 }
 
+#[test]
+fn a_switch_before_the_first_list_publishes_nothing() {
+    let mut bench = Bench::new();
+    let first = Box::new(RoundRobin::default());
+    bench.balancer = Balancer::new(Config::default(), first, Vec::new(), 1);
+    bench
+        .balancer
+        .handle_policy(0, Box::new(PickFirst::default()));
+    assert_eq!(bench.timeout(), [""; 0], "calls wait, and none fails");
+    assert_eq!(bench.due(), None);
+    let words = bench.resolve(list([1, 2]));
+    let connects = words.iter().filter(|word| word.starts_with("connect"));
+    assert_eq!(connects.count(), 1, "by the new one: {words:?}");
+    assert!(bench.events().contains(&"switched 0".to_owned()));
+}
+
 /// Whom the pickers of the next publication name.
 fn picked(bench: &mut Bench) -> Option<EndpointId> {
     bench.balancer.stale = Stale::Urgent;

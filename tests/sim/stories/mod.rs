@@ -3,6 +3,7 @@
 mod choosing;
 mod connecting;
 mod membership;
+mod policies;
 
 use equipoise::policy::{Policy, RoundRobin};
 use equipoise::{Address, Endpoint, Timestamp};

@@ -28,8 +28,7 @@ impl World {
             let waits = call.request.wait_for_ready;
             let result = picker.pick(&info);
             if let PickResult::PickAndConnect { connect, .. } = result {
-                self.balancer.handle_wanted(connect, self.now);
-                self.after_news();
+                self.want(connect);
             }
             match result {
                 PickResult::Pick(id) | PickResult::PickAndConnect { id, .. } => {
@@ -58,8 +57,7 @@ impl World {
                 PickResult::Queue { connect } => {
                     self.wait(number_of_call);
                     if let Some(id) = connect {
-                        self.balancer.handle_wanted(id, self.now);
-                        self.after_news();
+                        self.want(id);
                     }
                     return;
                 }

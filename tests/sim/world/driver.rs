@@ -24,7 +24,11 @@ impl World {
         let mut published = false;
         self.checks.events(&mut self.balancer);
         while let Some(action) = self.balancer.poll_action(self.now) {
-            published |= self.act(action);
+            if self.act(action) {
+                published = true;
+                // Of what the policies decided, before whoever leaves by it is closed.
+                self.checks.events(&mut self.balancer);
+            }
         }
         self.checks.events(&mut self.balancer);
         self.checks.settled(&self.balancer, self.now);
@@ -86,7 +90,8 @@ impl World {
             Action::Publish(publication) => {
                 self.trace
                     .note(self.now, "publish", publication.state as u64, 0);
-                self.checks.published(&self.balancer, &publication);
+                self.checks
+                    .published(&self.balancer, &publication, self.now);
                 self.publications += 1;
                 assert_eq!(publication.pickers.len(), self.policies);
                 self.pickers = Some(publication.pickers);
@@ -237,13 +242,13 @@ impl World {
 
     pub(super) fn retire(&mut self, name: AttemptId) {
         // It may have broken while the balancer's work was waiting.
-        let Some(connection) = self.connections.get(&name) else {
-            return;
-        };
-        let id = connection.id;
-        let seat = self.seats.get_mut(&id).expect("its endpoint is there");
-        seat.open.remove(&name);
-        self.checks.retired(id, name, &seat.open);
+        let id = self.connections.get(&name).map(|connection| connection.id);
+        let seat = id.and_then(|id| self.seats.get_mut(&id));
+        let left = seat.map(|seat| {
+            seat.open.remove(&name);
+            seat.open.len()
+        });
+        self.checks.retired(name, id.zip(left));
         self.drop_if_unused(name);
     }
 

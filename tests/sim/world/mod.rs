@@ -19,6 +19,7 @@ use equipoise::{
 };
 
 use crate::checks::Checks;
+use crate::wishes::Wishes;
 
 pub(crate) const fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
@@ -214,7 +215,7 @@ pub(crate) struct World {
     pub(crate) publications: u64,
     pub(crate) trace: Trace,
     pickers: Option<Pickers>,
-    policies: usize,
+    pub(crate) policies: usize,
     queue: BTreeMap<(Timestamp, u64), Job>,
     sequence: u64,
     pumping: bool,
@@ -267,10 +268,13 @@ impl World {
         let policies = more.len();
         settings.config.validate().expect("the plan is valid");
         let mut rng = Rng::new(settings.seed);
+        let mut wishes = Wishes::default();
+        let first = wishes.seat(first);
+        let more = more.into_iter().map(|policy| wishes.seat(policy)).collect();
         Self {
             now: Timestamp::ZERO,
             balancer: Balancer::new(settings.config.clone(), first, more, rng.word()),
-            checks: Checks::new(&settings),
+            checks: Checks::new(&settings, wishes),
             settings,
             hosts: BTreeMap::new(),
             rng,
@@ -341,6 +345,28 @@ impl World {
         self.balancer.handle_resolution(Err(error), self.now);
         self.checks.unresolved();
         self.after_news();
+    }
+
+    /// Another policy is to take the place of that with this number.
+    pub(crate) fn switch(&mut self, number: usize, policy: Box<dyn Policy>) {
+        self.trace.note(self.now, "switch", number as u64, 0);
+        let policy = self.checks.wishes.replace(number, policy);
+        assert!(self.balancer.handle_policy(number, policy));
+        self.after_news();
+    }
+
+    /// A call asks for a connection. Where the driver takes its time, the policies may have changed their
+    /// minds meanwhile.
+    pub(crate) fn want(&mut self, id: EndpointId) {
+        let ask = move |world: &mut Self| {
+            world.checks.asked(id);
+            world.balancer.handle_wanted(id, world.now);
+            world.after_news();
+        };
+        match self.settings.lag.is_zero() {
+            true => ask(self),
+            false => self.at(self.now + self.settings.lag, ask),
+        }
     }
 
     /// A client makes a call.
@@ -444,13 +470,6 @@ impl World {
         self.balancer
             .endpoints()
             .all(|view| view.state == Connectivity::Ready)
-    }
-
-    /// Whether each endpoint is ready, or idle for want of calls.
-    pub(crate) fn none_astray(&self) -> bool {
-        use Connectivity::{Idle, Ready};
-        let mut views = self.balancer.endpoints();
-        views.all(|view| matches!(view.state, Ready | Idle))
     }
 
     pub(crate) fn dials_to(&self, address: &Address) -> Vec<Timestamp> {
