@@ -201,6 +201,7 @@ impl Plan {
     ) -> Outcome {
         let mut world = World::with_policies(self.settings.clone(), first, more);
         world.trace.words = keep_words.then(Default::default);
+        world.checks.wishes.probe();
         let words = WordsOnPanic;
         words.watch(&mut world, |world| self.live(world))
     }

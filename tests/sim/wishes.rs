@@ -1,6 +1,7 @@
 //! What do the policies want? Every policy of a world is watched: what it decided is noted on its way to the
 //! balancer, and who takes the place of whom is judged by the pickers that come out.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use equipoise::load::Scoring;
@@ -27,8 +28,8 @@ struct Said {
     wake: Option<Timestamp>,
     /// Where its picker is in memory: to hold the picker itself would keep slots occupied.
     picker: usize,
-    /// How many of the probes its picker gave to somebody.
-    served: usize,
+    /// How many of the probes its picker gave to somebody, where it was tried.
+    served: Option<usize>,
     /// Somebody was ready whom it wanted connected.
     somebody: bool,
 }
@@ -37,11 +38,11 @@ const PROBES: usize = 4;
 
 impl Said {
     fn serves_none(&self) -> bool {
-        self.served == 0
+        self.served == Some(0)
     }
 
     fn serves_all(&self) -> bool {
-        self.served == PROBES
+        self.served == Some(PROBES)
     }
 
     fn wish(&self, id: EndpointId) -> Wish {
@@ -69,21 +70,23 @@ fn read(notes: &Notes) -> MutexGuard<'_, Said> {
 pub(crate) struct Watched {
     policy: Box<dyn Policy>,
     notes: Notes,
+    probing: Arc<AtomicBool>,
 }
 
 impl Watched {
-    fn new(policy: Box<dyn Policy>) -> Self {
+    fn new(policy: Box<dyn Policy>, probing: &Arc<AtomicBool>) -> Self {
         let nothing = Said {
             asked: 0,
             connect: Connect::Only(Vec::new()),
             wake: None,
             picker: 0,
-            served: 0,
+            served: None,
             somebody: false,
         };
         Self {
             policy,
             notes: Arc::new(Mutex::new(nothing)),
+            probing: probing.clone(),
         }
     }
 }
@@ -107,7 +110,9 @@ impl Policy for Watched {
             )
         });
         let mut said = read(&self.notes);
-        said.served = served.count();
+        // Relaxed: one thread turns a world.
+        let probing = self.probing.load(Ordering::Relaxed);
+        said.served = probing.then(|| served.count());
         said.asked += 1;
         said.connect = decision.connect.clone();
         said.wake = decision.wake;
@@ -134,6 +139,7 @@ impl Policy for Watched {
 #[derive(Default)]
 pub(crate) struct Wishes {
     chairs: Vec<Chair>,
+    probing: Arc<AtomicBool>,
 }
 
 struct Chair {
@@ -145,9 +151,15 @@ struct Chair {
 }
 
 impl Wishes {
+    /// Tries each picker from now on. A probe is a pick like any other: those that take turns move on by it.
+    pub(crate) fn probe(&self) {
+        // Relaxed: one thread turns a world.
+        self.probing.store(true, Ordering::Relaxed);
+    }
+
     /// A policy with the next number.
     pub(crate) fn seat(&mut self, policy: Box<dyn Policy>) -> Box<dyn Policy> {
-        let watched = Watched::new(policy);
+        let watched = Watched::new(policy, &self.probing);
         self.chairs.push(Chair {
             holder: watched.notes.clone(),
             next: None,
@@ -158,7 +170,8 @@ impl Wishes {
 
     /// A policy that is to take the place of that with this number.
     pub(crate) fn replace(&mut self, number: usize, policy: Box<dyn Policy>) -> Box<dyn Policy> {
-        let watched = Watched::new(policy);
+        let watched = Watched::new(policy, &self.probing);
+        self.probe();
         self.chairs[number].next = Some(watched.notes.clone());
         Box::new(watched)
     }
