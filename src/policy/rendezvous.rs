@@ -81,7 +81,8 @@ impl Rendezvous {
     /// has fewest calls in flight of those that are ready, the first in the ranking where several have. Default 1;
     /// 1 to 16, or the channel is not built.
     ///
-    /// It waits only when none of them is ready; one that is idle is connected meanwhile.
+    /// It waits only when none of them is ready; one that is idle is connected meanwhile. A home that fails call after
+    /// call comes after the others, but for a trial call every 5 s, until one succeeds.
     pub fn with_top(mut self, count: usize) -> Self {
         self.top = count;
         self
@@ -158,6 +159,13 @@ impl Picker for LeastOfTop {
 }
 
 impl LeastOfTop {
+    /// Whether this call is the trial that a penalised home is due.
+    fn claims_trial(&self, place: usize, info: &PickInfo<'_>) -> bool {
+        let load = &self.loads[place];
+        let due = load.trial_due().filter(|&due| due <= info.now);
+        due.is_some_and(|due| load.claim_trial(due, info.now).is_some())
+    }
+
     /// `None` when no home of the key is ready: then the first of them says what is to come.
     fn least(&self, hash: u64, info: &PickInfo<'_>) -> Option<PickResult> {
         let seats = &self.keyed.seats;
@@ -173,12 +181,13 @@ impl LeastOfTop {
             .iter()
             .copied();
         let ready = |place: &usize| seats[*place].state == Connectivity::Ready;
-        let least = homes.clone().filter(ready);
-        // The first of those that have fewest.
-        let least = least.min_by_key(|&place| self.loads[place].in_flight())?;
-        let place = match &self.keyed.bound {
-            Some(bound) => bound.place(least, hash, avoided),
-            None => least,
+        let ready = homes.clone().filter(ready);
+        let trial = ready.clone().find(|&place| self.claims_trial(place, info));
+        // The first of those that have fewest; a penalty counts as more than anybody has.
+        let least = trial.or(ready.min_by_key(|&place| self.loads[place].score()))?;
+        let place = match (&self.keyed.bound, trial) {
+            (Some(bound), None) => bound.place(least, hash, avoided),
+            _ => least,
         };
         let id = seats[place].id;
         let mut idle = homes.filter(|&place| seats[place].state == Connectivity::Idle);

@@ -1,9 +1,12 @@
 //! Several homes for a key, against the rules applied to a sorted list.
 
 use super::super::Member;
-use super::super::world::World;
+use std::time::Duration;
+
+use super::super::world::{OK, UNAVAILABLE, World};
 use super::*;
 use crate::endpoint::EndpointId;
+use crate::report::Completion;
 use Connectivity::{Connecting, Idle, Ready, TransientFailure};
 
 fn pick(picker: &dyn Picker, hash: Option<u64>, random: u64, avoid: &[EndpointId]) -> PickResult {
@@ -125,6 +128,50 @@ fn homes_that_are_full_spill_over() {
             (0..60).for_each(|_| home.load.end(&done, Timestamp::ZERO, Timestamp::ZERO));
         }
     }
+}
+
+#[test]
+fn a_home_that_fails_at_once_gets_trials_alone_and_comes_back() {
+    let mut policy = Rendezvous::default().with_top(2);
+    let mut world = World::new(&policy, 3, 1);
+    let picker = world.picker(&mut policy);
+    let mut rng = Rng::new(5);
+    // A hundred calls a second for so many seconds, each over at once: how many of them the first got.
+    let mut run = |seconds: u64, broken: bool| {
+        let mut picks = 0;
+        for _ in 0..seconds * 100 {
+            let now = world.now();
+            let info = PickInfo {
+                now,
+                random: rng.word(),
+                path: "/",
+                hash: Some(rng.word()),
+                avoid: &[],
+            };
+            let PickResult::Pick(id) = picker.pick(&info) else {
+                panic!("all are ready");
+            };
+            let load = world.load(id.slot());
+            load.begin();
+            let outcome = match id.slot() == 0 && broken {
+                true => UNAVAILABLE,
+                false => OK,
+            };
+            let latency = Duration::from_millis(1);
+            load.end(&Completion { outcome, latency }, now, now + latency);
+            picks += u32::from(id.slot() == 0);
+            world.pass(Duration::from_millis(10));
+        }
+        picks
+    };
+    assert!(run(10, false) > 200, "a third, if it is sound");
+    let picks = run(60, true);
+    assert!(
+        (10..=25).contains(&picks),
+        "{picks}: five, then one per 5 s"
+    );
+    run(10, false);
+    assert!(run(10, false) > 200, "a trial has cleared it");
 }
 
 #[test]
