@@ -1,7 +1,6 @@
 //! Client-side load balancing for gRPC: one [tonic] channel over many endpoints.
 //!
-//! A [`Channel`] keeps a connection to every endpoint of a target (with [`RingHash`](policy::RingHash), to those
-//! that calls need), knows which of them are ready and how busy each one is, and sends every call to the one that should have it. Generated tonic clients take it
+//! A [`Channel`] keeps a connection to every endpoint of a target (or to those that its [`policy`] needs), knows which of them are ready and how busy each one is, and sends every call to the one that should have it. Generated tonic clients take it
 //! as their transport, unchanged, with interceptors or without.
 //!
 //! # Ten seconds
@@ -20,7 +19,8 @@
 //! * *Which endpoints?* A [`Target`] names or lists them: every address of a name, [looked up](resolver::Dns)
 //!   again and again, or a fixed list; or [`Channel::from_endpoints`] and
 //!   [`set_endpoints`](Channel::set_endpoints), by hand; or a [`Resolver`](resolver::Resolver) of your own.
-//! * *Which of them gets the call?* A [`policy`]: [`Adaptive`](policy::Adaptive) unless you say otherwise.
+//! * *Which of them gets the call?* A [`policy`], [`Adaptive`](policy::Adaptive) unless you say otherwise: by the
+//!   channel, the service or the method, and exchanged while the channel runs ([`Channel::set_policy`]).
 //! * *For how long?* The call's own `grpc-timeout`, bounded by that of its method or service
 //!   ([`MethodConfig`]), else by [`Builder::timeout`]: it covers waiting for an endpoint, every attempt, and the
 //!   response's body.

@@ -5,6 +5,27 @@
 //! the live loads alone, so a pick can be replayed. A pick is an id: whether that endpoint can still
 //! take the call is for the channel to find out, and losing that race is a pick again with the loser
 //! in [`PickInfo::avoid`].
+//!
+//! | policy | gives a call to | weights |
+//! |---|---|---|
+//! | [`Adaptive`] (default) | the least decayed-peak latency × (calls in flight + 1) of all | capacity |
+//! | [`PeakEwma`] | the same, of two drawn at random | chance of being drawn, and capacity |
+//! | [`LeastRequest`] | the fewest calls in flight of two to ten, or of all | chance of being drawn, and capacity |
+//! | [`LeastBandwidth`] | the fewest bytes per second of two to ten | capacity |
+//! | [`LeastUtilization`] | the least utilization that servers report, of two to ten | capacity, between reports |
+//! | [`LeastLoad`] | the least of a load function of your own, of two to ten | capacity |
+//! | [`RoundRobin`] | everyone in turn | not heeded |
+//! | [`WeightedRoundRobin`] | everyone in turn, by configured or reported weight | turns |
+//! | [`Random`] | anyone | not heeded |
+//! | [`WeightedRandom`] | anyone | chance |
+//! | [`PickFirst`] | the first that can be reached, until it is lost | chance to be first, where shuffled |
+//! | [`RingHash`] | whoever has the call's key, on gRPC's hash ring | share of the keys |
+//! | [`Maglev`] | the same, by a table: more even, and the quickest | share of the keys |
+//! | [`Rendezvous`] | the same, by rank: fewest keys move; or the least busy of a key's first few | share of the keys |
+//!
+//! [`BoundedLoad`] on the last three lets hot keys spill over. Errors never look like speed: an endpoint that fails
+//! call after call comes last for every policy that heeds load, but for a trial call every 5 s (see
+//! [`load`](crate::load)). The others know of connections alone.
 
 mod adaptive;
 mod bounded;

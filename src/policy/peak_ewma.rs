@@ -16,9 +16,9 @@ use crate::timestamp::Timestamp;
 /// what Finagle, Linkerd and tower call peak EWMA.
 ///
 /// The latency is a decayed maximum, as in [`Adaptive`](super::Adaptive): the slowest answer counts in full at once, and fades to
-/// 37 % of itself in a window of 3 s. `Adaptive` compares all endpoints and does better for it; two
-/// choices suit where that would herd, as among many clients that each make few calls, and cost the same however many
-/// endpoints there are.
+/// 37 % of itself in a window of 3 s. `Adaptive` compares all endpoints and does better for it in every
+/// scenario of the policy lab; two choices cost the same however many endpoints there are, and are what those know who
+/// come from one of these.
 ///
 /// An endpoint that fails is no fast endpoint: see [`load`](crate::load) for what errors do to a score, and how
 /// newcomers are tried. Weights count as capacity: endpoints are drawn with a chance in proportion to their weight.
