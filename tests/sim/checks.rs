@@ -467,11 +467,8 @@ impl Checks {
             "{now:?}: not abandoned: {:?}",
             self.discarded
         );
-        assert!(
-            self.to_retire.is_empty(),
-            "{now:?}: not retired: {:?}",
-            self.to_retire
-        );
+        let left = &self.to_retire;
+        assert!(left.is_empty(), "{now:?}: not retired: {left:?}");
         let mut seen = BTreeSet::new();
         let mut states = BTreeSet::new();
         for view in balancer.endpoints() {

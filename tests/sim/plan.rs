@@ -3,10 +3,14 @@
 //! Each seed allows a random subset of the kinds of fault: a common fault in every run would hide the
 //! rare ones behind it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use equipoise::balancer::{Backoff, Config};
-use equipoise::policy::{Adaptive, LeastRequest, PickFirst, Policy, Random, RingHash, RoundRobin};
+use equipoise::policy::{
+    Adaptive, Connect, Decision, LeastRequest, Member, PickFirst, PickInfo, PickResult, Picker,
+    Policy, Random, RingHash, RoundRobin,
+};
 use equipoise::rng::Rng;
 use equipoise::{Address, Connectivity, Endpoint, StatusCode, Timestamp};
 
@@ -62,7 +66,7 @@ const FAULTS: [Fault; 21] = [
 ];
 
 /// Of so many policies a world has some.
-const POLICIES: usize = 7;
+const POLICIES: usize = 8;
 
 /// Everything a seed decides before the clock starts.
 pub(crate) struct Plan {
@@ -181,6 +185,7 @@ impl Plan {
             3 => Box::new(RoundRobin::default()),
             4 => Box::new(PickFirst::default()),
             5 => Box::new(PickFirst::shuffled()),
+            6 => Box::new(Leader),
             _ => Box::new(RingHash::default().with_sizes(64, 256)),
         }
     }
@@ -271,6 +276,37 @@ impl Plan {
             ok: world.ended(Ending::Ok),
             dials,
         }
+    }
+}
+
+/// One endpoint of the list takes all calls, whoever else is ready: before it is, such a policy must wait for its
+/// place.
+#[derive(Debug)]
+struct Leader;
+
+#[derive(Debug)]
+struct Led(PickResult);
+
+impl Policy for Leader {
+    fn update(&mut self, members: &[Member], _: Timestamp, _: &mut Rng) -> Decision {
+        let listed = members.iter().filter(|member| member.place.is_some());
+        let leader = listed.max_by_key(|member| member.id);
+        let result = match leader.map(|leader| (leader.id, leader.state)) {
+            Some((id, Connectivity::Ready)) => PickResult::Pick(id),
+            None | Some((_, Connectivity::TransientFailure)) => PickResult::Fail,
+            Some(_) => PickResult::Queue { connect: None },
+        };
+        Decision {
+            picker: Arc::new(Led(result)),
+            connect: Connect::Exactly(leader.map(|leader| leader.id).into_iter().collect()),
+            wake: None,
+        }
+    }
+}
+
+impl Picker for Led {
+    fn pick(&self, _: &PickInfo<'_>) -> PickResult {
+        self.0.clone()
     }
 }
 
