@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::endpoint::EndpointId;
-use crate::load::{Cells, Load, Loads, median};
+use crate::load::{Cells, Load, Loads, median, rescore};
 use crate::policy::{
     Connect, Decision, HashOn, Member, PickInfo, PickResult, Picker, Pickers, Policy,
 };
@@ -68,11 +68,10 @@ impl Scored {
             heed(offered);
             return (heed(current), false);
         }
-        self.cells.switch(next.scoring());
-        self.policy = next;
-        for member in members {
-            member.load.rescore(now);
+        if self.cells.switch(next.scoring()) {
+            rescore(members.iter().map(|member| &*member.load), now);
         }
+        self.policy = next;
         (heed(offered), true)
     }
 }

@@ -440,7 +440,8 @@ impl Call {
                     &format!("the endpoint asked for, {address}, is not ready"),
                 ))
             }
-            Connectivity::Idle => {
+            // One that has failed is dialled again after its backoff, if anybody wishes for it: this call does.
+            Connectivity::Idle | Connectivity::TransientFailure => {
                 shared.want(seat.id);
                 Look::Wait(Need::State)
             }

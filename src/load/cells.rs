@@ -71,15 +71,20 @@ impl Cells {
 }
 
 impl Cells {
-    /// From now on the cells hold what `scoring` says. What is in them is [rescored](super::Load::rescore) by the
-    /// caller.
-    pub(crate) fn switch(&mut self, scoring: Scoring) {
-        // Relaxed: see `Shared::ascent`.
-        self.shared.ascent.store(slope(scoring), Ordering::Relaxed);
+    /// From now on the cells hold what `scoring` says. Whether that is something else than before: then what is in
+    /// them is to be [rescored](super::rescore).
+    pub(crate) fn switch(&mut self, scoring: Scoring) -> bool {
+        // Relaxed: the task that switches it is the one that measures.
         self.shared
             .bandwidth
             .store(sampled(scoring), Ordering::Relaxed);
-        self.shared.floor.forget();
+        // Relaxed: the words that are rescored after this publish it; see `Load::settle`.
+        let before = self.shared.ascent.swap(slope(scoring), Ordering::Relaxed);
+        let other = before != slope(scoring);
+        if other {
+            self.shared.floor.forget();
+        }
+        other
     }
 }
 
@@ -123,8 +128,8 @@ impl Cell {
         let mut seen = cell.load(Ordering::Relaxed);
         loop {
             let next = Word(seen).after(event);
-            // Relaxed: as in `word`.
-            match cell.compare_exchange_weak(seen, next.0, Ordering::Relaxed, Ordering::Relaxed) {
+            // Acquire and release, for `Load::settle`: whoever comes after a word was rescored sees the new scoring.
+            match cell.compare_exchange_weak(seen, next.0, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(_) => return next,
                 Err(now) => seen = now,
             }
@@ -163,9 +168,14 @@ impl Shared {
     /// How the key climbs with time; `None` where cells hold no latency.
     #[inline]
     pub(crate) fn ascent(&self) -> Option<Ascent> {
-        // Relaxed: a call that ends while the scoring changes may still enter a key by the old one. Such a key is
-        // recognised: see `Word::after`.
-        Ascent::of(self.ascent.load(Ordering::Relaxed))
+        Ascent::of(self.slope())
+    }
+
+    /// The same as a number, 0 for none.
+    #[inline]
+    pub(crate) fn slope(&self) -> u64 {
+        // Relaxed: see `Load::settle` for those who must have the newest.
+        self.ascent.load(Ordering::Relaxed)
     }
 }
 

@@ -98,6 +98,19 @@ pub fn median<'a>(loads: impl IntoIterator<Item = &'a Load>) -> Option<Estimate>
     Some(*estimates.select_nth_unstable(middle).1)
 }
 
+/// What scores hold has changed for these, which are compared with one another: they begin anew by what is known of
+/// the endpoints. Calls in flight stay, and so do penalties; who has not answered yet begins at the median.
+pub(crate) fn rescore<'a>(loads: impl IntoIterator<Item = &'a Load> + Clone, now: Timestamp) {
+    // Twice: only then it is known what the median is.
+    loads
+        .clone()
+        .into_iter()
+        .for_each(|load| load.rescore(None, now));
+    let known = |load: &&Load| load.mean.load(Ordering::Relaxed) != 0;
+    let median = median(loads.clone().into_iter().filter(known));
+    loads.into_iter().for_each(|load| load.rescore(median, now));
+}
+
 /// The live facts of one endpoint, as one policy of its channel sees them: how the calls that it gave to the
 /// endpoint went, and how many calls are under way there, whoever gave them.
 pub struct Load {
@@ -163,9 +176,8 @@ impl Load {
         });
     }
 
-    /// What the score holds has changed: it begins anew by what is known of the endpoint. Calls in flight stay, and
-    /// so does a penalty.
-    pub(crate) fn rescore(&self, now: Timestamp) {
+    /// The score begins anew: see [`rescore`].
+    fn rescore(&self, median: Option<Estimate>, now: Timestamp) {
         // Relaxed: a mean that is a moment old is as good.
         let mean = self.mean.load(Ordering::Relaxed);
         self.cell.apply(match self.cell.shared().ascent() {
@@ -175,7 +187,10 @@ impl Load {
                 on_trial: false,
             },
             Some(ascent) => Event::Rescored {
-                key: ascent.at(now) + log2(mean),
+                key: match (mean, median) {
+                    (0, Some(Estimate(key))) => key,
+                    _ => ascent.at(now) + log2(mean),
+                },
                 hard: ascent.at(now) + log2_of(PENALTY),
                 on_trial: mean == 0,
             },
@@ -198,6 +213,7 @@ impl Load {
 
     /// A call that began at `started` has ended at `now`.
     pub fn end(&self, completion: &Completion, started: Timestamp, now: Timestamp) {
+        let slope = self.cell.shared().slope();
         let record = self.record.get_or_init(Record::boxed);
         let nanos = u64::try_from(completion.latency.as_nanos()).unwrap_or(u64::MAX);
         match completion.outcome {
@@ -219,6 +235,18 @@ impl Load {
                 record.counters.refused();
                 self.cell.apply(Event::Refused);
             }
+        }
+        self.settle(slope, now);
+    }
+
+    /// The end of a call was entered by this slope. If the scoring has changed meanwhile, the score is made anew: one of the
+    /// old scoring may be beyond all of the new one, and would last.
+    #[inline]
+    fn settle(&self, slope: u64, now: Timestamp) {
+        // Relaxed: where the word was rescored before the end was entered, entering it acquired what that released, the
+        // new slope; where it is rescored after, all is well anyway.
+        if self.cell.shared().slope() != slope {
+            self.rescore(None, now);
         }
     }
 

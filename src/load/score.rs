@@ -31,9 +31,6 @@ pub(crate) const fn units(n: u64) -> u64 {
 /// are in use (222 s at 5 s): a trial call that never ends must not shut its endpoint out for good.
 const TRIAL_BUMP: u64 = units(64);
 
-/// More than any latency, or a penalty, is above the height at which it enters.
-const STRANGE: u64 = units(128);
-
 /// Leaves the score room above for the in-flight term, the trial bump and the handicap of a weight.
 /// Reached after 14 years at the default window; from then on estimates no longer move.
 const KEY_MAX: u64 = (1 << 40) - 1 - units(23) - TRIAL_BUMP - units(32);
@@ -117,13 +114,7 @@ impl Word {
             // 4 million calls in flight are more than ports, streams or memory allow.
             Event::Begun => Self::pack(key, flags, (in_flight + 1).min(IN_FLIGHT)),
             Event::Answered { key: new, clears } if clears || !self.penalised() => {
-                // A key far above any latency's was entered while the scoring changed, by a call that began under
-                // the old one; and where keys hold no latency, any.
-                let strange = new == 0 || key > new + STRANGE;
-                let key = match self.penalised() || strange {
-                    true => new,
-                    false => key.max(new),
-                };
+                let key = if self.penalised() { new } else { key.max(new) };
                 Self::pack(key, 0, fewer)
             }
             Event::Answered { key: new, .. } => Self::pack(key.max(new), PENALISED, fewer),
@@ -142,7 +133,9 @@ impl Word {
                 Self::pack(key, if on_trial { ON_TRIAL } else { 0 }, in_flight)
             }
             Event::Rescored { hard, .. } if self.penalised() => Self::pack(hard, flags, in_flight),
+            // A trial is for the first call: what is under way may have spoken before, and does so only once.
             Event::Rescored { key, on_trial, .. } => {
+                let on_trial = on_trial && in_flight == 0;
                 Self::pack(key, if on_trial { ON_TRIAL } else { 0 }, in_flight)
             }
         }

@@ -385,45 +385,82 @@ fn a_new_scoring_begins_with_what_is_known() {
         fail(&bad, i, 1);
     }
     assert!(bad.penalised());
-    cells.switch(LATENCY);
+    assert!(cells.switch(LATENCY));
+    assert!(!cells.switch(LATENCY), "nothing new");
+    rescore([&known, &unknown, &bad], ms(1_000));
     for load in [&known, &unknown, &bad] {
-        load.rescore(ms(1_000));
         assert_eq!(load.in_flight(), 1);
     }
     near(worth(&known, 1_000), 10.0);
-    assert!(unknown.cell.word().on_trial() && !known.cell.word().on_trial());
     near(worth(&bad, 1_000), 5_000.0);
     assert!(bad.penalised());
     ok(&bad, 2_000, 10);
     near(worth(&bad, 2_010), 10.0);
-    cells.switch(Scoring::InFlight);
+    assert!(cells.switch(Scoring::InFlight));
+    rescore([&known, &unknown, &bad], ms(3_000));
     for load in [&known, &unknown, &bad] {
-        load.rescore(ms(3_000));
         assert_eq!((load.cell.word().key(), load.in_flight()), (0, 1));
     }
 }
 
+/// Who has not answered yet begins at the median, also where its trial is over because a stream of its spoke or
+/// another policy's call was answered.
+#[test]
+fn under_a_new_scoring_nobody_begins_as_if_it_took_no_time() {
+    let mut cells = Cells::new(Scoring::InFlight);
+    let loads: [Load; 4] = std::array::from_fn(|slot| Load::new(cells.cell(slot)));
+    for (load, millis) in loads.iter().zip([10, 10, 20]) {
+        ok(load, 0, millis);
+    }
+    let [.., silent] = &loads;
+    cells.switch(LATENCY);
+    rescore(&loads, ms(1_000));
+    near(worth(silent, 1_000), 10.0);
+    assert!(silent.cell.word().on_trial());
+    silent.spoke();
+    near(worth(silent, 1_000), 10.0);
+}
+
+/// It spoke before, and will not again: a trial would last until the stream ends.
+#[test]
+fn an_endpoint_with_calls_in_flight_is_not_put_on_trial_by_a_new_scoring() {
+    let mut cells = Cells::new(Scoring::InFlight);
+    let loads: [Load; 2] = std::array::from_fn(|slot| Load::new(cells.cell(slot)));
+    ok(&loads[0], 0, 10);
+    loads[1].begin();
+    cells.switch(LATENCY);
+    rescore(&loads, ms(1_000));
+    assert!(!loads[1].cell.word().on_trial());
+    near(worth(&loads[1], 1_000), 10.0);
+}
+
 /// A call may end while the scoring changes: it has read the old one, and writes after the new one is in force.
 #[test]
-fn a_score_of_the_old_scoring_is_forgotten_at_the_next_answer() {
-    let late = |key| Event::Answered { key, clears: true };
-    let mut cells = Cells::new(Scoring::Latency {
+fn a_score_of_the_old_scoring_does_not_last() {
+    let steep = Scoring::Latency {
         window: Duration::from_secs(1),
-    });
-    let load = Load::new(cells.cell(0));
-    let steep = score::Ascent::new(Duration::from_secs(1)).at(ms(3_600_000));
-    cells.switch(Scoring::InFlight);
-    load.rescore(ms(3_600_000));
-    load.begin();
-    load.cell.apply(late(steep + 200_000));
-    assert!(load.cell.word().key() > 0, "it got in");
-    ok(&load, 3_600_001, 10);
-    assert_eq!(load.cell.word().key(), 0);
-    cells.switch(LATENCY);
-    load.rescore(ms(3_600_100));
-    load.begin();
-    load.cell.apply(late(steep + 200_000));
-    assert!(worth(&load, 3_600_101) > 1e9, "it got in");
-    ok(&load, 3_600_102, 10);
-    near(worth(&load, 3_600_112), 10.0);
+    };
+    let an_hour = 3_600_000;
+    for (before, after) in [
+        (steep, Scoring::InFlight),
+        (steep, LATENCY),
+        (LATENCY, steep),
+    ] {
+        let mut cells = Cells::new(before);
+        let load = Load::new(cells.cell(0));
+        load.begin();
+        let slope = load.cell.shared().slope();
+        cells.switch(after);
+        rescore([&load], ms(an_hour));
+        let fresh = load.cell.word().key();
+        // What the call makes of the slope that it has read.
+        let key = score::Ascent::of(slope).map_or(0, |ascent| ascent.at(ms(an_hour)) + 300_000);
+        load.cell.apply(Event::Answered { key, clears: true });
+        load.settle(slope, ms(an_hour));
+        let key = load.cell.word().key();
+        assert!(
+            key.abs_diff(fresh) < 300_000,
+            "{before:?} {after:?}: {key} for {fresh}"
+        );
+    }
 }
