@@ -18,6 +18,7 @@ mod gates;
 mod moves;
 mod outcome;
 mod plot;
+mod readings;
 mod real;
 mod report;
 mod runs;

@@ -26,6 +26,8 @@ mod moves;
 mod outcome;
 #[path = "../../examples/policy_lab/plot.rs"]
 mod plot;
+#[path = "../../examples/policy_lab/readings.rs"]
+mod readings;
 #[path = "../../examples/policy_lab/report.rs"]
 mod report;
 #[path = "../../examples/policy_lab/runs.rs"]
