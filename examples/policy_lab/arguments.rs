@@ -40,6 +40,13 @@ clients, s6 one server that answers UNAVAILABLE at once. Ten servers of four slo
 with a mean of 20 ms, Poisson arrivals, a deadline of 2 s. The first fifth of the calls is not counted, and
 all policies of a seed see the same calls and the same disturbances.
 
+What servers are read for: least_utilization and weighted_round_robin_reported get what each server says of
+itself, its busy slots, calls and errors over about the last second, with each of its answers (--real: every
+250 ms). least_bandwidth gets the bytes of each server's answers, counted every 250 ms: an answer has one for each
+10 us of its work, 1 MB at the most. The reported weights have a blackout of 2 s rather than gRPC's 10 s, which
+would be a quarter of the run. pick_first gives all calls of a client to one server, so that 4 clients use 4
+servers at the most.
+
 Latencies are those of the calls that were answered or ran out of time, which count as the deadline.
 \"spread\" is the busiest server's utilisation over the mean. \"moved\" is the part of the keys that change
 hands when the list changes, \"needless\" the part that need not have.

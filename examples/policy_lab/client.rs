@@ -8,10 +8,10 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use equipoise::load::{Cells, Load, median};
+use equipoise::load::{Cells, Load, Scoring, median};
 use equipoise::policy::{Connect, Member, PickInfo, PickResult, Picker, Policy};
 use equipoise::rng::Rng;
-use equipoise::{Completion, Connectivity, Endpoint, EndpointId, Timestamp};
+use equipoise::{Completion, Connectivity, Endpoint, EndpointId, LoadReport, Timestamp};
 
 use super::contenders::{Contender, Weights};
 use super::scenario::Server;
@@ -27,6 +27,8 @@ pub struct Client {
     members: Vec<Member>,
     /// By slot, of those too that have left: their calls go on.
     loads: Vec<Arc<Load>>,
+    /// The bytes of all answers by slot, where the policy goes by them.
+    bytes: Option<Vec<u64>>,
     rng: Rng,
     keyed: bool,
     /// Whom it dials, and since when; the earliest first.
@@ -60,12 +62,14 @@ impl Client {
     /// A client whose list is `endpoints`, connected to none of them.
     pub fn new(contender: &Contender, endpoints: &[Arc<Endpoint>], seed: u64) -> Self {
         let policy = (contender.make)();
+        let counts = matches!(policy.scoring(), Scoring::Bandwidth { .. });
         let mut client = Self {
             picker: None,
             cells: Cells::new(policy.scoring()),
             policy,
             members: Vec::with_capacity(endpoints.len()),
             loads: Vec::with_capacity(endpoints.len()),
+            bytes: counts.then(Vec::new),
             rng: Rng::new(seed),
             keyed: contender.keyed,
             dialled: VecDeque::new(),
@@ -80,6 +84,9 @@ impl Client {
         let slot = self.loads.len();
         let load = Arc::new(Load::new(self.cells.cell(slot)));
         self.loads.push(load.clone());
+        if let Some(bytes) = &mut self.bytes {
+            bytes.push(0);
+        }
         self.members.push(Member {
             id: EndpointId::new(slot as u32, 1),
             state: Connectivity::Idle,
@@ -284,5 +291,33 @@ impl Client {
 
     pub fn end(&self, slot: usize, completion: &Completion, began: Timestamp, now: Timestamp) {
         self.loads[slot].end(completion, began, now);
+    }
+
+    /// What a server says of itself has come.
+    pub fn report(&self, slot: usize, report: &LoadReport, now: Timestamp) {
+        self.loads[slot].report(report, now);
+    }
+
+    /// An answer of so many bytes has come.
+    pub fn received(&mut self, slot: usize, bytes: usize) {
+        if let Some(counts) = &mut self.bytes {
+            counts[slot] += bytes as u64;
+        }
+    }
+
+    /// Whether bytes are to be counted: then [`measure`](Self::measure) is for every quarter of a second.
+    pub fn counts_bytes(&self) -> bool {
+        self.bytes.is_some()
+    }
+
+    /// Tells the policy of the bytes so far.
+    pub fn measure(&self, now: Timestamp) {
+        let Some(bytes) = &self.bytes else {
+            return;
+        };
+        let ready = self.members.iter();
+        for member in ready.filter(|m| m.state == Connectivity::Ready) {
+            member.load.measure(bytes[member.id.slot()], now);
+        }
     }
 }

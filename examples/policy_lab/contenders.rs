@@ -1,8 +1,11 @@
 //! The policies that are compared, by name.
 
+use std::time::Duration;
+
 use equipoise::policy::{
-    Adaptive, BoundedLoad, LeastRequest, Maglev, PeakEwma, PickFirst, Policy, Random, Rendezvous,
-    RingHash, RoundRobin, WeightedRandom, WeightedRoundRobin,
+    Adaptive, BoundedLoad, LeastBandwidth, LeastRequest, LeastUtilization, Maglev, PeakEwma,
+    PickFirst, Policy, Random, Rendezvous, RingHash, RoundRobin, WeightedRandom,
+    WeightedRoundRobin,
 };
 
 use super::scenario::Server;
@@ -16,6 +19,8 @@ pub struct Contender {
     pub weights: Weights,
     /// Whether it places calls by their keys: then it is told them, and who owns which is followed.
     pub keyed: bool,
+    /// Whether it goes by what servers say of themselves: then they say it.
+    pub reports: bool,
 }
 
 /// What a policy is told of the servers' weights.
@@ -40,6 +45,10 @@ impl Weights {
 /// The yardstick: it runs beside whichever are chosen.
 pub const BASELINE: &str = "round_robin";
 
+/// gRPC's 10 s are meant for servers that run for days. Here they would be a quarter of the run, and longer than the
+/// part that is not counted: plain turns would be measured.
+const BLACKOUT: Duration = Duration::from_secs(2);
+
 /// All there are, the simpler ones first: of two that are as good, the first is recommended.
 pub const ALL: &[Contender] = &[
     plain(BASELINE, || Box::new(RoundRobin::default())),
@@ -59,6 +68,14 @@ pub const ALL: &[Contender] = &[
     plain("peak_ewma", || Box::new(PeakEwma::default())),
     plain("adaptive", || Box::new(Adaptive::default())),
     weighted("weighted_adaptive", || Box::new(Adaptive::default())),
+    plain("least_bandwidth", || Box::new(LeastBandwidth::default())),
+    reported(
+        "least_utilization",
+        || Box::new(LeastUtilization::default()),
+    ),
+    reported("weighted_round_robin_reported", || {
+        Box::new(WeightedRoundRobin::reported().with_blackout(BLACKOUT))
+    }),
     keyed("ring_hash", || Box::new(RingHash::default())),
     keyed("maglev", || Box::new(Maglev::default())),
     keyed("rendezvous", || Box::new(Rendezvous::default())),
@@ -82,6 +99,7 @@ const fn plain(name: &'static str, make: fn() -> Box<dyn Policy>) -> Contender {
         make,
         weights: Weights::Given,
         keyed: false,
+        reports: false,
     }
 }
 
@@ -89,6 +107,14 @@ const fn plain(name: &'static str, make: fn() -> Box<dyn Policy>) -> Contender {
 const fn weighted(name: &'static str, make: fn() -> Box<dyn Policy>) -> Contender {
     Contender {
         weights: Weights::True,
+        ..plain(name, make)
+    }
+}
+
+/// With servers that report.
+const fn reported(name: &'static str, make: fn() -> Box<dyn Policy>) -> Contender {
+    Contender {
+        reports: true,
         ..plain(name, make)
     }
 }

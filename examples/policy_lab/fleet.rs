@@ -2,10 +2,11 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use equipoise::{Address, LoadReport, Timestamp};
 use futures_util::Stream;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Semaphore;
@@ -15,6 +16,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::proto::greeter_server::{Greeter, GreeterServer};
 use super::proto::{CountdownRequest, GatherReply, HelloReply, HelloRequest};
+use super::readings::{Meter, answer_bytes};
 use super::real::Picked;
 use super::scenario::{Antagonist, Scenario, Server};
 use super::workload::Noise;
@@ -24,6 +26,8 @@ pub struct Fleet {
     antagonist: Option<Antagonist>,
     seed: u64,
     picked: Picked,
+    /// Whether they are to say how they are doing.
+    reports: bool,
     /// When the warm-up was over.
     warm: Option<Instant>,
     counting: Arc<AtomicBool>,
@@ -33,6 +37,7 @@ struct Running {
     /// Dropped with all its connections when the server is killed.
     runtime: Option<Runtime>,
     works: Arc<Works>,
+    address: Address,
     from: Instant,
     until: Option<Instant>,
 }
@@ -48,15 +53,19 @@ struct Works {
     busy: AtomicU64,
     counting: Arc<AtomicBool>,
     picked: Picked,
+    began: Instant,
+    /// Where it is to say how it is doing.
+    meter: Option<Mutex<Meter>>,
 }
 
 impl Fleet {
-    pub fn new(scenario: &Scenario, seed: u64, picked: Picked) -> Self {
+    pub fn new(scenario: &Scenario, seed: u64, picked: Picked, reports: bool) -> Self {
         Self {
             servers: Vec::new(),
             antagonist: scenario.antagonist,
             seed,
             picked,
+            reports,
             warm: None,
             counting: Arc::new(AtomicBool::new(false)),
         }
@@ -78,6 +87,10 @@ impl Fleet {
             busy: AtomicU64::new(0),
             counting: self.counting.clone(),
             picked: self.picked.clone(),
+            began: Instant::now(),
+            meter: self
+                .reports
+                .then(|| Mutex::new(Meter::new(facts.slots, Timestamp::ZERO))),
         });
         let mut builder = Builder::new_multi_thread();
         let runtime = builder.worker_threads(1).enable_all().build();
@@ -102,6 +115,7 @@ impl Fleet {
         self.servers.push(Running {
             runtime: Some(runtime),
             works,
+            address: address.into(),
             from: Instant::now(),
             until: None,
         });
@@ -126,6 +140,15 @@ impl Fleet {
         // Relaxed: nothing else is told by it, here and for all that follow.
         let slowed = &self.servers[server].works.slowed;
         slowed.store(factor.to_bits(), Ordering::Relaxed);
+    }
+
+    /// What each says of itself at this moment, if it is there and is to say it.
+    pub fn reports(&self) -> impl Iterator<Item = (&Address, LoadReport)> {
+        let there = self.servers.iter().filter(|s| s.runtime.is_some());
+        there.filter_map(|server| {
+            let report = server.works.measure(Meter::report)?;
+            Some((&server.address, report))
+        })
     }
 
     /// From now on what is done is counted.
@@ -175,6 +198,38 @@ impl Works {
         let factor = |bits: &AtomicU64| f64::from_bits(bits.load(Ordering::Relaxed));
         self.facts.speed * factor(&self.noise) * factor(&self.slowed)
     }
+
+    /// At its meter, if it has one.
+    fn measure<T>(&self, with: impl FnOnce(&mut Meter, Timestamp) -> T) -> Option<T> {
+        let mut meter = self
+            .meter
+            .as_ref()?
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        Some(with(&mut meter, Timestamp::ZERO + self.began.elapsed()))
+    }
+}
+
+/// A call that is at its server, for the meter: it may end at any point, when its caller gives up.
+struct Visit<'a> {
+    works: &'a Works,
+    taken_up: bool,
+}
+
+impl Visit<'_> {
+    fn take_up(&mut self) {
+        self.works.measure(Meter::begin);
+        self.taken_up = true;
+    }
+}
+
+impl Drop for Visit<'_> {
+    fn drop(&mut self) {
+        self.works.measure(match self.taken_up {
+            true => Meter::finish,
+            false => Meter::fail,
+        });
+    }
 }
 
 type Replies = Pin<Box<dyn Stream<Item = Result<HelloReply, Status>> + Send>>;
@@ -190,12 +245,18 @@ impl Greeter for Works {
         if let Some(picked) = at.and_then(|at| self.picked.get(at)) {
             picked.store(self.number, Ordering::Relaxed);
         }
+        let mut visit = Visit {
+            works: self,
+            taken_up: false,
+        };
         if self.facts.broken {
             return Err(Status::unavailable("broken, as the scenario says"));
         }
         let slot = self.slots.acquire().await;
         let _slot = slot.map_err(|_| Status::internal("the slots are closed"))?;
-        let takes = Duration::from_micros(request.work_us).div_f64(self.speed());
+        visit.take_up();
+        let work = Duration::from_micros(request.work_us);
+        let takes = work.div_f64(self.speed());
         if self.counting.load(Ordering::Relaxed) {
             let nanos = u64::try_from(takes.as_nanos()).unwrap_or(u64::MAX);
             self.busy.fetch_add(nanos, Ordering::Relaxed);
@@ -203,6 +264,7 @@ impl Greeter for Works {
         tokio::time::sleep(takes).await;
         Ok(Response::new(HelloReply {
             id: request.id,
+            payload: vec![0; answer_bytes(work)],
             ..HelloReply::default()
         }))
     }

@@ -75,10 +75,27 @@ pub const fn alone(
 }
 
 /// Those that heed load: for each the greatest p99 by round robin's in s1 to s5.
-const LOAD_AWARE: [(&str, [f64; 5]); 3] = [
+const LOAD_AWARE: [(&str, [f64; 5]); 5] = [
     ("least_request", [0.88, 0.12, 0.30, 0.25, 0.60]),
     ("least_request_full_scan", [0.88, 0.12, 0.24, 0.15, 0.55]),
     ("adaptive", [0.86, 0.10, 0.24, 0.11, 0.38]),
+    ("peak_ewma", [0.90, 0.12, 0.32, 0.11, 0.80]),
+    ("weighted_least_request", [0.88, 0.11, 0.30, 0.10, 0.60]),
+];
+
+/// Those that heed it too late, or not at all in what s1 to s5 are about, and still notice a server that only fails.
+const GUARDED: [&str; 3] = ["least_bandwidth", "least_utilization", "rendezvous_top_2"];
+
+/// Turns by weight: what is known of those that the operator gives, and of those that the servers' reports give.
+const TURNS: [(&str, [Option<f64>; 5]); 2] = [
+    (
+        "weighted_round_robin",
+        [Some(1.0), Some(0.12), None, Some(0.13), None],
+    ),
+    (
+        "weighted_round_robin_reported",
+        [Some(1.15), Some(0.12), Some(0.85), Some(0.15), Some(0.85)],
+    ),
 ];
 
 const SCENARIOS: [&str; 5] = ["s1", "s2", "s3", "s4", "s5"];
@@ -95,11 +112,21 @@ pub fn full() -> Vec<Gate> {
         // In simulation one call in ten thousand.
         let calm = SCENARIOS[..4].iter();
         gates.extend(calm.map(|scenario| alone(scenario, policy, Timeouts, AtMost(0.0001))));
+    }
+    for (policy, limits) in TURNS {
+        let limits = SCENARIOS.iter().zip(limits);
+        let limits = limits.filter_map(|(scenario, limit)| Some((scenario, limit?)));
+        gates.extend(limits.map(|(scenario, limit)| p99(scenario, policy, AtMost(limit))));
+    }
+    for policy in LOAD_AWARE.map(|(policy, _)| policy).iter().chain(&GUARDED) {
         gates.push(alone("s6", policy, Early, AtMost(0.1)));
         gates.push(alone("s6", policy, Late, AtMost(0.01)));
     }
-    let [two, all, soonest] = LOAD_AWARE.map(|(policy, _)| policy);
+    let [two, all, soonest, ..] = LOAD_AWARE.map(|(policy, _)| policy);
+    let [(turns, _), _] = TURNS;
     gates.extend([
+        relation("s2", soonest, P99, turns, AtMost(1.0)),
+        relation("s2", all, P99, turns, AtMost(1.1)),
         relation("s3", all, P99, two, AtMost(0.85)),
         relation("s3", soonest, P99, two, AtMost(0.85)),
         relation("s4", soonest, P999, all, AtMost(0.6)),

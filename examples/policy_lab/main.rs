@@ -18,6 +18,7 @@ mod gates;
 mod moves;
 mod outcome;
 mod plot;
+mod readings;
 mod real;
 mod report;
 mod runs;
@@ -36,7 +37,7 @@ fn main() -> ExitCode {
         Ok(Request::Run(options)) => run(&options),
         Ok(Request::Help) => print(USAGE, ExitCode::SUCCESS),
         Err(why) => {
-            eprintln!("policy_lab: {why}");
+            complain(&why);
             ExitCode::from(2)
         }
     }
@@ -55,7 +56,7 @@ fn run(options: &Options) -> ExitCode {
             true => match real::runs(scenario, contenders, seeds, &advance) {
                 Ok(results) => results,
                 Err(why) => {
-                    eprintln!("policy_lab: {}: {why}", scenario.name);
+                    complain(&format!("{}: {why}", scenario.name));
                     return ExitCode::FAILURE;
                 }
             },
@@ -83,7 +84,7 @@ fn run(options: &Options) -> ExitCode {
                 .iter()
                 .for_each(|path| text += &format!("drawn: {}\n", path.display())),
             Err(why) => {
-                eprintln!("policy_lab: {why}");
+                complain(&why);
                 status = ExitCode::FAILURE;
             }
         }
@@ -104,6 +105,11 @@ fn progress(options: &Options) -> ProgressBar {
         bar.set_style(style);
     }
     bar
+}
+
+/// With nobody there to read it, the exit status still tells.
+fn complain(why: &str) {
+    let _ = writeln!(std::io::stderr(), "policy_lab: {why}");
 }
 
 /// A reader that has gone away (`policy_lab .. | head`) has not seen the result: no success.

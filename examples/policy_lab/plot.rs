@@ -17,7 +17,7 @@ const FONT: &str = "sans-serif";
 const WIDTH: u32 = 1_500;
 const CURVES: u32 = 620;
 /// Beside the curves, what they mean.
-const NAMES: u32 = 380;
+const NAMES: u32 = 430;
 const PANEL: u32 = 300;
 const PANELS_IN_A_ROW: usize = 3;
 /// Of more servers than this the least, the middle and the greatest share are drawn.

@@ -15,6 +15,7 @@ use super::fleet::Fleet;
 use super::outcome::{End, Figures, Run, Sample, warm_up};
 use super::proto::HelloRequest;
 use super::proto::greeter_client::GreeterClient;
+use super::readings::EVERY;
 use super::runs::Results;
 use super::scenario::{Change, Scenario, Server};
 use super::workload::{Call, Workload};
@@ -56,7 +57,7 @@ pub fn runs(
 /// # Errors
 ///
 /// When the servers cannot be started or reached.
-fn run(
+pub fn run(
     scenario: &Scenario,
     contender: &Contender,
     seed: u64,
@@ -78,7 +79,7 @@ async fn play(
     let picked: Picked = (0..scenario.requests)
         .map(|_| AtomicU32::new(NOBODY))
         .collect();
-    let mut fleet = Fleet::new(scenario, seed, picked.clone());
+    let mut fleet = Fleet::new(scenario, seed, picked.clone(), contender.reports);
     let mut list = Vec::new();
     for &server in &scenario.servers {
         list.push(Some(endpoint(&mut fleet, server, contender.weights)?));
@@ -97,11 +98,12 @@ async fn play(
     let mut events = scenario.events.iter().peekable();
     let (mut calls, mut samples) = (JoinSet::new(), Vec::new());
     let start = Instant::now();
+    let mut reports = contender.reports.then(|| start + EVERY);
     for _ in 0..scenario.requests {
         let call = workload.next_call();
         let at = call.at.since(Timestamp::ZERO);
         while let Some(event) = events.next_if(|event| event.at <= at) {
-            tokio::time::sleep_until(start + event.at).await;
+            wait(start + event.at, &mut reports, &fleet, &channels).await;
             match event.change {
                 Change::Kill(server) => fleet.kill(server),
                 Change::Slow { server, factor } => fleet.slow(server, factor),
@@ -124,7 +126,7 @@ async fn play(
         if call.number == warm_up(scenario.requests) {
             fleet.warm();
         }
-        tokio::time::sleep_until(start + at).await;
+        wait(start + at, &mut reports, &fleet, &channels).await;
         let channel = channels[call.client].clone();
         let key = contender.keyed.then(|| HashKey::raw(call.key));
         calls.spawn(one(channel, call, key, start + at, scenario.deadline));
@@ -154,6 +156,23 @@ async fn play(
         utilisations,
         moves: Vec::new(),
     })
+}
+
+/// Waits until then. What the servers say of themselves meanwhile is told to the clients, from the `reports` on.
+async fn wait(until: Instant, reports: &mut Option<Instant>, fleet: &Fleet, channels: &[Channel]) {
+    while let Some(next) = reports
+        && *next <= until
+    {
+        tokio::time::sleep_until(*next).await;
+        for (address, report) in fleet.reports() {
+            for channel in channels {
+                // One that has left the list is known no more.
+                channel.report_load(address, &report);
+            }
+        }
+        *next += EVERY;
+    }
+    tokio::time::sleep_until(until).await;
 }
 
 /// A new server, as the clients' lists have it.

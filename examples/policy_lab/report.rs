@@ -68,7 +68,22 @@ pub fn table(results: &Results) -> String {
         row.extend(cells.map(|(_, figure, unit)| written(figures.get(*figure), *unit)));
         rows.push(row);
     }
-    text + &aligned(&rows)
+    text + &aligned(&rows) + &overloaded(results)
+}
+
+/// Whose p99 is the deadline: their ratios tell nothing but that.
+fn overloaded(results: &Results) -> String {
+    let deadline = results.scenario.deadline.as_secs_f64() * 1e3;
+    let rows = results.rows.iter();
+    let at_it = rows.filter(|(_, f)| f.get(Figure::P99).is_some_and(|p99| p99 >= deadline));
+    let names: Vec<&str> = at_it.map(|(name, _)| *name).collect();
+    match names.is_empty() {
+        true => String::new(),
+        false => format!(
+            "overloads servers, so that p99 is the deadline: {}\n",
+            names.join(", ")
+        ),
+    }
 }
 
 fn written(value: Option<f64>, unit: Unit) -> String {

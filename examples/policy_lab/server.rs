@@ -3,8 +3,9 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use equipoise::Timestamp;
+use equipoise::{LoadReport, Timestamp};
 
+use super::readings::Meter;
 use super::scenario::{Scenario, Server as Facts};
 use super::workload::Noise;
 
@@ -13,6 +14,8 @@ use super::workload::Noise;
 pub struct Server {
     facts: Facts,
     pub noise: Option<Noise>,
+    /// Where it is to say how it is doing.
+    meter: Option<Meter>,
     slowed: f64,
     queue: VecDeque<usize>,
     serving: Vec<usize>,
@@ -41,12 +44,14 @@ impl Server {
         scenario: &Scenario,
         seed: u64,
         from: Timestamp,
+        reports: bool,
     ) -> Self {
         Self {
             facts,
             noise: scenario
                 .antagonist
                 .map(|antagonist| Noise::new(antagonist, seed, number)),
+            meter: reports.then(|| Meter::new(facts.slots, from)),
             slowed: 1.0,
             queue: VecDeque::new(),
             serving: Vec::new(),
@@ -83,10 +88,13 @@ impl Server {
         calls
     }
 
-    pub fn reach(&mut self, call: usize) -> Reached {
+    pub fn reach(&mut self, call: usize, now: Timestamp) -> Reached {
         match (self.killed, self.facts.broken) {
             (true, _) => Reached::Lost,
-            (_, true) => Reached::Turned,
+            (_, true) => {
+                self.fail(now);
+                Reached::Turned
+            }
             _ => {
                 self.queue.push_back(call);
                 Reached::Queued
@@ -102,11 +110,32 @@ impl Server {
         }
     }
 
+    /// It answers a call with an error.
+    pub fn fail(&mut self, now: Timestamp) {
+        if let Some(meter) = &mut self.meter {
+            meter.fail(now);
+        }
+    }
+
+    /// What it says of itself with an answer.
+    pub fn report(&mut self, now: Timestamp) -> Option<LoadReport> {
+        self.meter.as_mut().map(|meter| meter.report(now))
+    }
+
     /// Begins to serve `call`. How long it takes: the speed is that of this moment. `counted`: the warm-up is over.
-    pub fn begin(&mut self, call: usize, work: Duration, counted: bool) -> Duration {
+    pub fn begin(
+        &mut self,
+        call: usize,
+        work: Duration,
+        now: Timestamp,
+        counted: bool,
+    ) -> Duration {
         let left = self.noise.as_ref().map_or(1.0, Noise::factor);
         let takes = work.div_f64(self.facts.speed * left * self.slowed);
         self.serving.push(call);
+        if let Some(meter) = &mut self.meter {
+            meter.begin(now);
+        }
         if counted {
             self.busy += takes;
         }
@@ -114,9 +143,15 @@ impl Server {
     }
 
     /// Has served `call`. `false`: it was killed before.
-    pub fn finish(&mut self, call: usize) -> bool {
-        let at = self.serving.iter().position(|&other| other == call);
-        at.map(|at| self.serving.swap_remove(at)).is_some()
+    pub fn finish(&mut self, call: usize, now: Timestamp) -> bool {
+        let Some(at) = self.serving.iter().position(|&other| other == call) else {
+            return false;
+        };
+        self.serving.swap_remove(at);
+        if let Some(meter) = &mut self.meter {
+            meter.finish(now);
+        }
+        true
     }
 
     /// The part of the time between that its slots were busy; `None` where it was not there.

@@ -4,12 +4,13 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::Duration;
 
-use equipoise::{Completion, Outcome, StatusCode, Timestamp};
+use equipoise::{Completion, LoadReport, Outcome, StatusCode, Timestamp};
 
 use super::client::{Choice, Client, endpoint};
 use super::contenders::Contender;
 use super::moves::Observer;
 use super::outcome::{End, Run, Sample, warm_up};
+use super::readings::{EVERY, answer_bytes};
 use super::scenario::{Change, Scenario};
 use super::server::{Reached, Server};
 use super::workload::{CLIENTS, Call, Workload, stream};
@@ -51,6 +52,8 @@ enum Next {
     Noise(usize),
     /// The next event of the scenario.
     Event(usize),
+    /// A client counts the bytes that it got.
+    Measure(usize),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -62,12 +65,14 @@ enum How {
 }
 
 /// A call that is under way, or waits in its client.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Flight {
     call: Call,
     server: usize,
     /// When it was sent, which is later than its arrival where it had to wait.
     sent: Timestamp,
+    /// What the server said of itself when it answered.
+    said: Option<LoadReport>,
 }
 
 struct World<'a> {
@@ -97,7 +102,9 @@ impl<'a> World<'a> {
         let begin = Timestamp::ZERO;
         let servers = scenario.servers.iter().enumerate();
         let servers: Vec<Server> = servers
-            .map(|(number, &facts)| Server::new(facts, number, scenario, seed, begin))
+            .map(|(number, &facts)| {
+                Server::new(facts, number, scenario, seed, begin, contender.reports)
+            })
             .collect();
         let endpoints = scenario.servers.iter().enumerate();
         let endpoints: Vec<_> = endpoints
@@ -131,6 +138,11 @@ impl<'a> World<'a> {
         };
         for client in 0..scenario.clients {
             world.decide(client);
+            if world.clients[client].counts_bytes() {
+                // Not all at once.
+                let first = EVERY.mul_f64(client as f64 / scenario.clients as f64);
+                world.note(begin + first, Next::Measure(client));
+            }
         }
         for server in 0..world.servers.len() {
             world.disturb(server);
@@ -159,8 +171,8 @@ impl<'a> World<'a> {
             Next::Reach(flight) => self.reach(flight),
             Next::Served(flight) => {
                 let server = self.flights[flight].server;
-                if self.servers[server].finish(flight) {
-                    self.note(self.now + self.half_way, Next::Answer(flight, How::Good));
+                if self.servers[server].finish(flight, self.now) {
+                    self.respond(flight, How::Good);
                     self.serve(server);
                 }
             }
@@ -187,6 +199,12 @@ impl<'a> World<'a> {
                 self.disturb(server);
             }
             Next::Event(number) => self.change(number),
+            Next::Measure(client) => {
+                if !self.over() {
+                    self.clients[client].measure(self.now);
+                    self.note(self.now + EVERY, Next::Measure(client));
+                }
+            }
         }
     }
 
@@ -218,6 +236,7 @@ impl<'a> World<'a> {
             call,
             server: 0,
             sent: self.now,
+            said: None,
         };
         let at = match self.free.pop() {
             Some(at) => {
@@ -283,32 +302,47 @@ impl<'a> World<'a> {
 
     fn reach(&mut self, at: usize) {
         let server = self.flights[at].server;
-        match self.servers[server].reach(at) {
+        match self.servers[server].reach(at, self.now) {
             Reached::Queued => self.serve(server),
-            Reached::Turned => {
-                self.note(self.now + self.half_way, Next::Answer(at, How::Unavailable));
-            }
+            Reached::Turned => self.respond(at, How::Unavailable),
             Reached::Lost => self.answer(at, How::Unavailable),
         }
+    }
+
+    /// A server sends its answer, and what it says of itself with it.
+    fn respond(&mut self, at: usize, how: How) {
+        let server = self.flights[at].server;
+        self.flights[at].said = self.servers[server].report(self.now);
+        self.note(self.now + self.half_way, Next::Answer(at, how));
     }
 
     /// Fills the free slots of a server from its queue.
     fn serve(&mut self, server: usize) {
         while let Some(at) = self.servers[server].next() {
             if self.too_late(at) {
-                self.note(self.now + self.half_way, Next::Answer(at, How::Dropped));
+                self.servers[server].fail(self.now);
+                self.respond(at, How::Dropped);
                 continue;
             }
             let counted = self.warm.is_some() && self.last.is_none();
             let work = self.flights[at].call.work;
-            let takes = self.servers[server].begin(at, work, counted);
+            let takes = self.servers[server].begin(at, work, self.now, counted);
             self.note(self.now + takes, Next::Served(at));
         }
     }
 
     /// A client hears of a call that it sent.
     fn answer(&mut self, at: usize, how: How) {
-        let Flight { call, server, sent } = self.flights[at];
+        let Flight {
+            call, server, sent, ..
+        } = self.flights[at];
+        let client = &mut self.clients[call.client];
+        if let Some(said) = self.flights[at].said.take() {
+            client.report(server, &said, self.now);
+        }
+        if how == How::Good {
+            client.received(server, answer_bytes(call.work));
+        }
         let end = match how {
             How::Unavailable => End::Unavailable,
             _ if how == How::Dropped || self.too_late(at) => End::DeadlineExceeded,
@@ -359,7 +393,14 @@ impl<'a> World<'a> {
             }
             Change::Add(facts) => {
                 let number = self.servers.len();
-                let new = Server::new(facts, number, self.scenario, self.seed, self.now);
+                let new = Server::new(
+                    facts,
+                    number,
+                    self.scenario,
+                    self.seed,
+                    self.now,
+                    self.contender.reports,
+                );
                 self.servers.push(new);
                 let endpoint = endpoint(number, &facts, self.contender.weights);
                 self.clients
