@@ -1,14 +1,15 @@
 //! What one call can ask for: waiting, one certain endpoint, staying away from some.
 
 use equipoise::policy::RoundRobin;
-use equipoise::{Avoid, Channel, Endpoint, Override, WaitForReady};
+use equipoise::{Avoid, Channel, Connectivity, Endpoint, EndpointStatus, Override, WaitForReady};
 use tonic::{Code, Request};
 
 use crate::rig::greeter::proto::HelloRequest;
 use crate::rig::greeter::proto::greeter_client::GreeterClient;
 use crate::rig::greeter::{Options, Server};
 use crate::rig::holes;
-use crate::{client, endpoints, in_flight, quiet, server, until};
+use crate::routing::Pinned;
+use crate::{client, endpoints, in_flight, quick, quiet, server, until};
 
 fn with<T: Clone + Send + Sync + 'static>(extension: T) -> Request<HelloRequest> {
     let mut request = Request::new(HelloRequest::default());
@@ -264,4 +265,39 @@ async fn the_line_has_an_end() {
         0,
         "not held against the endpoint"
     );
+}
+
+/// The policy does not wish for it, so that nobody but the call asks for it again when it has failed.
+#[tokio::test]
+async fn a_strict_call_that_waits_has_a_failed_endpoint_dialled_again() {
+    let a = server("a");
+    let hole = holes::refused();
+    let at = hole.address;
+    let channel = Channel::from_endpoints([a.address.into(), at.into()])
+        .policy(Pinned(a.address.into()))
+        .backoff(quick())
+        .build()
+        .unwrap();
+    let mut client = GreeterClient::new(channel.clone());
+    let call = tokio::spawn(async move {
+        let mut request = Request::new(HelloRequest::default());
+        request.extensions_mut().insert(Override::strict(at));
+        request.extensions_mut().insert(WaitForReady);
+        request.set_timeout(crate::PATIENCE);
+        client.say_hello(request).await
+    });
+    until("it has failed", || {
+        let endpoints = channel.endpoints();
+        let failed = |e: &EndpointStatus| e.state == Connectivity::TransientFailure;
+        endpoints.get(1).is_some_and(failed)
+    })
+    .await;
+    drop(hole);
+    let options = Options {
+        listen: at,
+        ..Options::new("b")
+    };
+    let _b = Server::start(options);
+    let reply = call.await.unwrap().unwrap();
+    assert_eq!(reply.into_inner().server, "b");
 }
