@@ -22,11 +22,11 @@ mod bridge;
 mod connectivity;
 mod pace;
 mod policies;
+mod publishing;
 mod table;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
 
 pub use action::{Action, AttemptId, Config, Event, Publication, View};
 pub use backoff::Backoff;
@@ -39,14 +39,10 @@ use crate::report::LoadReport;
 use crate::rng::Rng;
 use crate::timestamp::Timestamp;
 
-use connectivity::{Around, Effects, News, Wish};
+use connectivity::{Around, Effects, News};
 use pace::Pace;
 use policies::Policies;
 use table::Table;
-
-/// Publications for news that can wait are this far apart: a thousand endpoints that become ready one
-/// after the other are then a few pickers and not a thousand.
-const COALESCE: Duration = Duration::from_millis(5);
 
 /// The brain of one channel.
 #[derive(Debug)]
@@ -507,104 +503,6 @@ impl Balancer {
         self.why = Some(words.into());
         if self.state == Connectivity::TransientFailure {
             self.stale = self.stale.max(Stale::Words);
-        }
-    }
-
-    /// The state of the whole as it should be published.
-    fn aggregate(&self) -> Connectivity {
-        match self.resolved {
-            Resolved::Nothing => Connectivity::Connecting,
-            Resolved::Failure | Resolved::List => self.tally.aggregate(),
-        }
-    }
-
-    /// When the next publication is due; nothing when the last one still holds.
-    fn publication_due(&self) -> Option<Timestamp> {
-        let (last, ..) = match (&self.published, self.stale) {
-            (_, Stale::No) => return None,
-            (None, _) | (_, Stale::Urgent) => return Some(Timestamp::ZERO),
-            (Some(published), Stale::Words | Stale::Members) => published,
-        };
-        match self.aggregate() == self.state {
-            true => Some(*last + COALESCE),
-            false => Some(Timestamp::ZERO),
-        }
-    }
-
-    /// Publishes if it is time to.
-    fn publish(&mut self, now: Timestamp) {
-        if self.publication_due().is_none_or(|due| due > now) {
-            return;
-        }
-        let place = self.actions.len();
-        let last = self.published.take();
-        let (pickers, hash_on) = match (last, self.stale) {
-            (Some((_, pickers, hash_on)), Stale::Words) => {
-                self.stale = Stale::No;
-                (pickers, hash_on)
-            }
-            _ => {
-                self.stale = Stale::No;
-                self.decide(now)
-            }
-        };
-        self.published = Some((now, pickers.clone(), hash_on.clone()));
-        let (from, to) = (self.state, self.aggregate());
-        if from != to {
-            self.state = to;
-            self.events.push_back(Event::Channel { from, to });
-        }
-        let publication = Action::Publish(Publication {
-            pickers,
-            hash_on,
-            state: to,
-            why: self.why.clone(),
-        });
-        // Before connections are retired that the decision lets go of: the pickers before still name them.
-        self.actions.insert(place, publication);
-    }
-
-    /// Asks the policies, and does what they wish.
-    fn decide(&mut self, now: Timestamp) -> (Pickers, Arc<[HashOn]>) {
-        self.welcome(now);
-        let decisions = self.policies.decide(self.table.rows(), now, &mut self.rng);
-        let wishes = decisions.wishes;
-        self.wake = decisions.wake;
-        let measured = self.policies.measured() && self.table.rows().next().is_some();
-        self.measure = measured.then(|| self.measure.unwrap_or(now));
-        let changed: Vec<(EndpointId, Wish)> = self
-            .table
-            .rows()
-            .map(|row| (row, wishes.of(row.id)))
-            .filter(|(row, wish)| row.link.wish() != *wish)
-            .map(|(row, wish)| (row.id, wish))
-            .collect();
-        for (id, wish) in changed {
-            self.tell(id, News::Wished(wish), now);
-        }
-        let switched = decisions.switched.into_iter();
-        self.events
-            .extend(switched.map(|policy| Event::Switched { policy }));
-        (decisions.pickers, decisions.hash_on)
-    }
-
-    /// Lets endpoints that became ready start at the median of the others, so that they are neither
-    /// flooded nor shunned for want of a past.
-    fn welcome(&mut self, now: Timestamp) {
-        if self.joining.is_empty() {
-            return;
-        }
-        let mut joining = std::mem::take(&mut self.joining);
-        joining.sort_unstable();
-        let others = self.table.rows().filter(|row| {
-            row.state == Connectivity::Ready && joining.binary_search(&row.id).is_err()
-        });
-        let others: Vec<_> = others.map(|row| &row.loads).collect();
-        let medians = self.policies.medians(&others);
-        for id in joining {
-            if let Some(row) = self.table.get_mut(id) {
-                row.loads.join(medians.iter().copied(), now);
-            }
         }
     }
 

@@ -56,13 +56,21 @@ pub(super) fn run<N: Connection>(
     async move {
         let core = &*shared.core;
         let mut call = match &outgoing {
-            Some(outgoing) => Call::read(core, &outgoing.head, random, span)?,
+            Some(outgoing) => match Call::read(core, &outgoing.head, random, span) {
+                Ok(call) => call,
+                Err(status) => return Err(refused(status).await),
+            },
             None => return Err(Status::internal("the call has no request")),
         };
         while let Some(mut request) = outgoing.take() {
-            let admitted = match call.look_first(&shared, &request.head)? {
+            let admitted = match call.look_first(&shared, &request.head) {
+                Ok(Ok(admitted)) => Ok(admitted),
+                Ok(Err(need)) => Box::pin(call.wait(&shared, &request.head, need)).await,
+                Err(status) => Err(status),
+            };
+            let admitted = match admitted {
                 Ok(admitted) => admitted,
-                Err(need) => Box::pin(call.wait(&shared, &request.head, need)).await?,
+                Err(status) => return Err(refused(status).await),
             };
             call.labels.attempts += 1;
             call.write_timeout(request.head.headers_mut());
@@ -85,6 +93,13 @@ pub(super) fn run<N: Connection>(
         }
         Err(Status::internal("the call has no request"))
     }
+}
+
+/// The end of a call that never left. A caller that tries again at once, without a pause, must not keep the driver
+/// from running, which may share its thread.
+async fn refused(status: Status) -> Status {
+    tokio::task::coop::consume_budget().await;
+    status
 }
 
 /// What `future` resolves to, or `None` when the deadline passes first. The clock is asked only when the

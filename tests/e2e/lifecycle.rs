@@ -244,3 +244,37 @@ async fn a_resolver_that_ends_without_a_list_is_an_error() {
         "{error}"
     );
 }
+
+/// On one thread a caller that tries again at once would keep the driver from ever running.
+#[test]
+fn a_caller_that_tries_again_at_once_leaves_the_channel_time_to_get_ready() {
+    let a = server("a");
+    let hole = holes::refused();
+    // Nobody on the list; everybody on it refuses; the line is full; a deadline of nothing.
+    for first in [Vec::new(), vec![hole.address.into()]] {
+        for (line, timeout) in [(1_000, None), (0, None), (1_000, Some(Duration::ZERO))] {
+            runtime(0).block_on(async {
+                let channel = Channel::from_endpoints(first.clone())
+                    .queue_limit(line)
+                    .build()
+                    .unwrap();
+                let other = channel.clone();
+                let list = endpoints(&[&a]);
+                tokio::spawn(async move { other.set_endpoints(list).unwrap() });
+                let mut client = GreeterClient::new(channel.clone());
+                let mut tries = 0;
+                while channel.state() != Connectivity::Ready {
+                    let mut request = tonic::Request::new(HelloRequest::default());
+                    if let Some(timeout) = timeout {
+                        request.set_timeout(timeout);
+                    }
+                    if client.say_hello(request).await.is_ok() {
+                        break;
+                    }
+                    tries += 1;
+                    assert!(tries < 200_000, "{first:?} {line} {timeout:?}");
+                }
+            });
+        }
+    }
+}

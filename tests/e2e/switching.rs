@@ -3,7 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use equipoise::policy::{Adaptive, LeastRequest, PickFirst, Random, RingHash, RoundRobin};
+use equipoise::policy::{
+    Adaptive, LeastBandwidth, LeastRequest, LeastUtilization, Maglev, PeakEwma, PickFirst, Random,
+    Rendezvous, RingHash, RoundRobin, WeightedRoundRobin,
+};
 use equipoise::{Address, Channel, Connectivity, Error};
 use tonic::{Code, Request};
 
@@ -63,13 +66,19 @@ async fn no_call_fails_while_policies_change() {
     let servers = ["a", "b", "c"].map(server);
     let (channel, _) = client(&servers.iter().collect::<Vec<_>>()).await;
     let traffic = Traffic::start(&channel, 8);
-    let switches: [fn(&Channel) -> Result<(), Error>; 7] = [
+    let switches: [fn(&Channel) -> Result<(), Error>; 13] = [
         |channel| channel.set_policy(RoundRobin::default()),
         |channel| channel.set_policy(PickFirst::default()),
         |channel| channel.set_policy(Adaptive::default()),
         |channel| channel.set_policy(RingHash::on_metadata("x-key")),
         |channel| channel.set_policy(PickFirst::shuffled()),
         |channel| channel.set_policy(LeastRequest::full_scan()),
+        |channel| channel.set_policy(LeastBandwidth::default()),
+        |channel| channel.set_policy(Maglev::on_metadata("x-key")),
+        |channel| channel.set_policy(PeakEwma::default()),
+        |channel| channel.set_policy(Rendezvous::on_metadata("x-key").with_top(2)),
+        |channel| channel.set_policy(LeastUtilization::default()),
+        |channel| channel.set_policy(WeightedRoundRobin::reported()),
         |channel| channel.set_policy(Random),
     ];
     for round in 0..6 {

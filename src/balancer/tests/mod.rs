@@ -5,7 +5,7 @@ mod policies;
 mod readings;
 
 use std::sync::Mutex;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::*;
 use crate::endpoint::Address;
