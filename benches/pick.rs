@@ -5,7 +5,8 @@
 //! (`poll_ready`, `call`, await of a service that is always ready, guard dropped), a bare atomic
 //! increment, and a plain minimum over 512 packed words. With two threads ours share one picker and its endpoints;
 //! tower's balancer cannot be shared, so each thread has its own. Endpoints are idle: for a scan of calls in flight
-//! that is the dearest case, since all tie. Clock reads are not counted, on either side where it can be helped.
+//! that is the dearest case, since all tie. The weighted policies are measured where weights differ, 1, 2, 5 and 10, all
+//! others where they do not; readings are fresh. Clock reads are not counted, on either side where it can be helped.
 //!
 //! Takes no arguments and ignores those it gets. The last line holds ratios to `Balance` over
 //! `PendingRequests` with as many endpoints on one thread (10 where no number is named), each the
@@ -220,11 +221,11 @@ fn packed() -> Work {
     })
 }
 
-/// A policy among `n` ready endpoints that have all answered before.
-fn ours(subjects: &mut Vec<Subject>, policy: &policies::Subject, n: usize, threads: usize) {
-    let name = policy.name;
-    let mut policy = (policy.policy)();
-    let members = fleet(&*policy, n);
+/// A policy among `n` ready endpoints.
+fn ours(subjects: &mut Vec<Subject>, whose: &policies::Subject, n: usize, threads: usize) {
+    let name = whose.name;
+    let mut policy = (whose.policy)();
+    let members = fleet(whose, &*policy, n);
     let now = Timestamp::from_millis(2);
     let picker = policy.update(&members, now, &mut Rng::new(1)).picker;
     let loads: Arc<[Arc<Load>]> = members.into_iter().map(|member| member.load).collect();

@@ -38,7 +38,7 @@ impl Bench {
     fn new(subject: &Subject, n: usize) -> Self {
         let policy = (subject.policy)();
         let mut bench = Self {
-            members: fleet(&*policy, n),
+            members: fleet(subject, &*policy, n),
             policy,
             away: None,
             rng: Rng::new(1),
@@ -54,9 +54,10 @@ impl Bench {
         let member = &mut self.members[at];
         match change {
             Change::Weight => {
-                member.weight = 3 - member.weight;
+                // 1 is 2 then, 5 is 6, and back.
+                member.weight ^= 3;
                 let endpoint = Endpoint::clone(&member.endpoint).with_weight(member.weight);
-                member.endpoint = Arc::new(endpoint.expect("it is 1 or 2"));
+                member.endpoint = Arc::new(endpoint.expect("no weight here is 3"));
             }
             Change::State => {
                 member.state = match member.state {

@@ -7,12 +7,11 @@ use equipoise::policy::Adaptive;
 use equipoise::transport::{Connector, Http2Connection};
 use equipoise::{Address, BalanceLayer, ConnectError, Endpoint, Timestamp};
 use futures_util::future::{BoxFuture, pending};
-use rustix::time::{ClockId, clock_gettime};
 use stats_alloc::Region;
 use tower_layer::Layer;
 
 use crate::policies::endpoint;
-use crate::{ALLOCATOR, middle};
+use crate::{ALLOCATOR, middle, own_nanos};
 
 const FEW: usize = 1_000;
 const MANY: usize = 10_000;
@@ -84,7 +83,7 @@ fn first_list(list: Vec<Endpoint>) -> (Balancer, f64) {
 /// Milliseconds of this thread's time until there is nothing left to do or to tell.
 fn hand(balancer: &mut Balancer, list: Vec<Endpoint>, second: u64) -> f64 {
     let now = Timestamp::from_secs(second);
-    let start = own_millis();
+    let start = own_nanos();
     balancer.handle_resolution(Ok(list), now);
     while let Some(action) = balancer.poll_action(now) {
         black_box(action);
@@ -92,13 +91,7 @@ fn hand(balancer: &mut Balancer, list: Vec<Endpoint>, second: u64) -> f64 {
     while let Some(event) = balancer.poll_event() {
         black_box(event);
     }
-    own_millis() - start
-}
-
-/// Milliseconds that this thread has run, whatever else the machine does.
-fn own_millis() -> f64 {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    time.tv_sec as f64 * 1e3 + time.tv_nsec as f64 / 1e6
+    (own_nanos() - start) / 1e6
 }
 
 /// With the picker that a channel would keep.

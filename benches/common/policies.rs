@@ -6,18 +6,22 @@ use std::time::Duration;
 
 use equipoise::load::{Cells, Load, median};
 use equipoise::policy::{
-    Adaptive, BoundedLoad, LeastBandwidth, LeastRequest, LeastUtilization, Maglev, Member,
-    PeakEwma, PickFirst, Policy, Random, Rendezvous, RingHash, RoundRobin, WeightedRandom,
+    Adaptive, BoundedLoad, LeastBandwidth, LeastLoad, LeastRequest, LeastUtilization, Maglev,
+    Member, PeakEwma, PickFirst, Policy, Random, Rendezvous, RingHash, RoundRobin, WeightedRandom,
     WeightedRoundRobin,
 };
-use equipoise::{Completion, Connectivity, Endpoint, EndpointId, Outcome, StatusCode, Timestamp};
+use equipoise::{
+    Completion, Connectivity, Endpoint, EndpointId, LoadReport, Outcome, StatusCode, Timestamp,
+};
 
-/// A policy, what it is called on the line for programs and in tables, and how it is made.
+/// A policy, what it is called on the line for programs and in tables, how it is made, and among whom.
 #[derive(Clone, Copy)]
 pub(crate) struct Subject {
     pub(crate) key: &'static str,
     pub(crate) name: &'static str,
     pub(crate) policy: fn() -> Box<dyn Policy>,
+    /// Of the first endpoint, the second and so on, and then from the start.
+    weights: &'static [u32],
 }
 
 const fn subject(
@@ -25,7 +29,22 @@ const fn subject(
     name: &'static str,
     policy: fn() -> Box<dyn Policy>,
 ) -> Subject {
-    Subject { key, name, policy }
+    Subject {
+        key,
+        name,
+        policy,
+        weights: &[1],
+    }
+}
+
+impl Subject {
+    /// The same among endpoints whose weights differ.
+    const fn weighted(self) -> Self {
+        Self {
+            weights: &[1, 2, 5, 10],
+            ..self
+        }
+    }
 }
 
 /// One line per policy.
@@ -34,12 +53,14 @@ pub(crate) const SUBJECTS: &[Subject] = &[
     subject("round_robin", "round robin", || Box::new(RoundRobin::default())),
     subject("random", "random", || Box::new(Random)),
     subject("p2c", "least request, 2 choices", || Box::new(LeastRequest::default())),
+    subject("p2c_weighted", "least request, weighted", || Box::new(LeastRequest::default())).weighted(),
     subject("least_request_all", "least request, all", || Box::new(LeastRequest::full_scan())),
     subject("adaptive", "adaptive", || Box::new(Adaptive::default())),
     subject("ring_hash", "ring hash, 4,096 entries", || Box::new(RingHash::default().with_sizes(4_096, 4_096))),
-    subject("weighted_random", "weighted random", || Box::new(WeightedRandom)),
-    subject("weighted_round_robin", "weighted round robin", || Box::new(WeightedRoundRobin::default())),
+    subject("weighted_random", "weighted random", || Box::new(WeightedRandom)).weighted(),
+    subject("weighted_round_robin", "weighted round robin", || Box::new(WeightedRoundRobin::default())).weighted(),
     subject("peak_ewma", "peak EWMA", || Box::new(PeakEwma::default())),
+    subject("least_load", "least load", || Box::new(LeastLoad::by(|load, _| load.in_flight().into()))),
     subject("least_bandwidth", "least bandwidth", || Box::new(LeastBandwidth::default())),
     subject("least_utilization", "least utilization", || Box::new(LeastUtilization::default())),
     subject("maglev", "Maglev", || Box::new(Maglev::default())),
@@ -62,8 +83,12 @@ pub(crate) fn answer(random: u64) -> Completion {
     }
 }
 
-/// `n` ready endpoints of weight 1 that have all answered before.
-pub(crate) fn fleet(policy: &dyn Policy, n: usize) -> Vec<Member> {
+/// Later than any pick: in a channel readings come in time, and only those that are overdue fade, which takes longer.
+const READ: Timestamp = Timestamp::from_secs(60);
+
+/// `n` ready endpoints for a policy, all of which have answered before. Each has said how full it is, and has had its
+/// bytes counted.
+pub(crate) fn fleet(subject: &Subject, policy: &dyn Policy, n: usize) -> Vec<Member> {
     let mut cells = Cells::new(policy.scoring());
     let (start, now) = (Timestamp::from_millis(1), Timestamp::from_millis(2));
     let member = |slot: usize| {
@@ -71,12 +96,23 @@ pub(crate) fn fleet(policy: &dyn Policy, n: usize) -> Vec<Member> {
         load.join(median([]), start);
         load.begin();
         load.end(&answer(0), start, now);
+        let unlike = (slot % 7 + 1) as u32;
+        let report = LoadReport {
+            cpu_utilization: 0.1 * f64::from(unlike),
+            rps: 100.0,
+            ..LoadReport::default()
+        };
+        load.report(&report, READ);
+        load.measure(0, now);
+        load.measure(100_000 * u64::from(unlike), READ);
+        let weight = subject.weights[slot % subject.weights.len()];
+        let endpoint = endpoint(slot).with_weight(weight);
         Member {
             id: EndpointId::new(slot as u32, 1),
             state: Connectivity::Ready,
-            weight: 1,
+            weight,
             place: Some(slot),
-            endpoint: Arc::new(endpoint(slot)),
+            endpoint: Arc::new(endpoint.expect("no weight here is 0")),
             load: Arc::new(load),
         }
     };

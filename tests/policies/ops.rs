@@ -5,6 +5,7 @@
 
 mod controls;
 mod fleet;
+mod view;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -16,14 +17,15 @@ use equipoise::policy::{
     WeightedRoundRobin,
 };
 use equipoise::rng::Rng;
-use equipoise::{Connectivity, EndpointId, Outcome, StatusCode};
+use equipoise::{Connectivity, EndpointId, LoadReport, Outcome, StatusCode};
 use proptest::collection::vec;
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
 use proptest::test_runner::{Config, RngSeed, TestCaseError, TestError, TestRunner};
 
 use crate::leader::policy::LeaderFirst;
 use Manner::{Holds, Pins, Spreads};
-use fleet::{Avoid, Change, Fleet, KEYS, Manner, Op, Reach, Start, WEIGHTS};
+use fleet::{Avoid, Change, Fleet, KEYS, Op, Reach, Reading, Start, WEIGHTS};
+use view::Manner;
 
 /// A policy, what it may do, and whom it gives calls to.
 #[derive(Clone, Copy)]
@@ -68,6 +70,7 @@ subjects! {
     least_request_of_five: Spreads, everyone, LeastRequest::choices(5).expect("it is in 2..=10");
     least_request_of_all: Spreads, everyone, LeastRequest::full_scan();
     least_utilization: Spreads, everyone, LeastUtilization::default();
+    least_utilization_of_ten: Spreads, everyone, LeastUtilization::default().with_choices(10).expect("it is in 2..=10");
     maglev: Pins, homes, Maglev::default().with_table_size(2_039);
     maglev_bounded: Pins, homes, Maglev::default().with_table_size(2_039).with_bounded_load(tight());
     peak_ewma: Spreads, everyone, PeakEwma::default();
@@ -83,6 +86,7 @@ subjects! {
     weighted_random: Spreads, everyone, WeightedRandom;
     weighted_round_robin: Spreads, everyone, WeightedRoundRobin::default();
     weighted_round_robin_reported: Spreads, everyone, WeightedRoundRobin::reported();
+    weighted_round_robin_reported_at_once: Spreads, everyone, WeightedRoundRobin::reported().with_blackout(Duration::ZERO);
 }
 
 /// A bound that is reached at once.
@@ -181,6 +185,21 @@ fn among_ten_thousand(subject: Subject) {
         Change::Remove(1),
     ] {
         ops.push(Op::Update(vec![change]));
+        // Reports count from the second on, after a pause.
+        let report = |cpu_utilization| LoadReport {
+            cpu_utilization,
+            rps: 10.0,
+            ..LoadReport::default()
+        };
+        ops.push(Op::Read(None, Reading::Report(report(0.5))));
+        ops.push(Op::Read(None, Reading::Bytes(1_000)));
+        ops.push(Op::Pass(Duration::from_secs(11)));
+        ops.push(Op::Read(None, Reading::Bytes(1_000)));
+        for hostile in [f64::NAN, f64::MAX, f64::MIN_POSITIVE] {
+            let reading = Reading::Report(report(hostile));
+            ops.push(Op::Read(Some(rng.below(10_000)), reading));
+        }
+        ops.push(Op::Update(Vec::new()));
         for pick in 0..60 {
             let avoid = match pick {
                 0 => Avoid::AllBut(rng.below(10_000)),
@@ -223,13 +242,51 @@ fn op() -> impl Strategy<Value = Op> {
     });
     let end = (any::<usize>(), outcome(), time());
     let end = end.prop_map(|(call, outcome, latency)| Op::End(call, outcome, latency));
+    let which = prop_oneof![1 => any::<usize>().prop_map(Some), 1 => Just(None)];
     prop_oneof![
         6 => vec(change(), 1..4).prop_map(Op::Update),
         12 => pick,
-        6 => end,
+        8 => end,
         1 => any::<usize>().prop_map(Op::Speak),
+        3 => (which, reading()).prop_map(|(which, reading)| Op::Read(which, reading)),
         4 => time().prop_map(Op::Pass),
     ]
+}
+
+/// What servers say of themselves, some of it hostile; and bytes that grow, stand still and go down.
+fn reading() -> impl Strategy<Value = Reading> {
+    let report = (figure(), figure(), figure(), figure(), figure());
+    let report = report.prop_map(|(cpu, application, memory, rps, eps)| LoadReport {
+        cpu_utilization: cpu,
+        application_utilization: application,
+        mem_utilization: memory,
+        rps,
+        eps,
+    });
+    let bytes = || prop_oneof![8 => 0..1_000_000u64, 1 => Just(0), 1 => any::<u64>()];
+    prop_oneof![
+        4 => report.prop_map(Reading::Report),
+        4 => bytes().prop_map(Reading::Bytes),
+        1 => bytes().prop_map(Reading::BytesAnew),
+    ]
+}
+
+fn figure() -> impl Strategy<Value = f64> {
+    prop_oneof![4 => 0.0..1.5f64, 2 => 0.0..1e6f64, 1 => Just(0.0), 1 => any::<u64>().prop_map(f64::from_bits), 1 => hostile()]
+}
+
+fn hostile() -> impl Strategy<Value = f64> {
+    const HOSTILE: [f64; 8] = [
+        f64::NAN,
+        f64::INFINITY,
+        f64::NEG_INFINITY,
+        f64::MAX,
+        f64::MIN,
+        -1.0,
+        -0.0,
+        f64::MIN_POSITIVE * f64::EPSILON,
+    ];
+    (0..HOSTILE.len()).prop_map(|at| HOSTILE[at])
 }
 
 fn change() -> impl Strategy<Value = Change> {

@@ -2,7 +2,9 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
+use equipoise::load::{Load, Scoring};
 use equipoise::policy::{Connect, Decision, Member, PickInfo, PickResult, Picker, Policy};
 use equipoise::rng::Rng;
 use equipoise::{Connectivity, EndpointId, Timestamp};
@@ -137,6 +139,10 @@ struct Sights {
     penalised: AtomicBool,
     avoids_all: AtomicBool,
     end_of_time: AtomicBool,
+    reports: AtomicBool,
+    reported_weights: AtomicBool,
+    bytes: AtomicBool,
+    no_bytes: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -149,6 +155,11 @@ impl Policy for Witness {
         let weighs = |weight| members.iter().any(|m| m.weight == weight);
         let mut keys: Vec<_> = members.iter().map(|m| m.endpoint.hash_key()).collect();
         keys.sort_unstable();
+        // One alone is no choice.
+        let ready_with = |known: &dyn Fn(&Load) -> bool| {
+            let ready = members.iter().filter(|m| m.state == Connectivity::Ready);
+            ready.filter(|m| known(&m.load)).count() > 1
+        };
         for (sight, seen) in [
             (
                 &sights.reused_slot,
@@ -173,6 +184,26 @@ impl Policy for Witness {
                 members.iter().any(|m| m.load.penalised()),
             ),
             (&sights.end_of_time, now == Timestamp::MAX),
+            (
+                &sights.reports,
+                ready_with(&|load| load.utilization(now, STALE).is_some()),
+            ),
+            (
+                &sights.reported_weights,
+                ready_with(&|load| {
+                    // As `WeightedRoundRobin::reported` asks by default.
+                    load.reported_weight(now, Duration::from_secs(10), STALE, 1.0)
+                        .is_some()
+                }),
+            ),
+            (
+                &sights.bytes,
+                ready_with(&|load| load.bandwidth(now) > Some(0.0)),
+            ),
+            (
+                &sights.no_bytes,
+                ready_with(&|load| load.bandwidth(now) == Some(0.0)),
+            ),
         ] {
             // Relaxed, here and below: all on one thread.
             sight.fetch_or(seen, Ordering::Relaxed);
@@ -186,7 +217,16 @@ impl Policy for Witness {
             wake: None,
         }
     }
+
+    fn scoring(&self) -> Scoring {
+        Scoring::Bandwidth {
+            window: Duration::from_secs(5),
+        }
+    }
 }
+
+/// When reported weights are stale by default.
+const STALE: Duration = Duration::from_secs(180);
 
 #[derive(Debug)]
 struct Watched(Arc<dyn Picker>, Vec<EndpointId>, Arc<Sights>);
@@ -208,7 +248,7 @@ fn the_sequences_come_to_everything() {
         manner: Spreads,
         reach: everyone,
     };
-    assert_eq!(search(subject, 100, 1), Ok(()));
+    assert_eq!(search(subject, 250, 1), Ok(()));
     let sights = format!("{:?}", *SIGHTS);
     assert!(!sights.contains("false"), "{sights}");
 }

@@ -7,21 +7,11 @@ use std::time::Duration;
 
 use Connectivity::{Connecting, Idle, Ready, TransientFailure};
 use equipoise::load::{Cells, Load, median};
-use equipoise::policy::{Connect, Decision, Member, PickInfo, PickResult, Picker, Policy};
+use equipoise::policy::{Decision, Member, PickInfo, Policy};
 use equipoise::rng::Rng;
-use equipoise::{Completion, Connectivity, Endpoint, EndpointId, Outcome, Timestamp};
+use equipoise::{Completion, Connectivity, Endpoint, EndpointId, LoadReport, Outcome, Timestamp};
 
-/// What a policy may do with the members that it can use.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Manner {
-    /// Anyone who is ready will do: a call waits only while nobody is.
-    Spreads,
-    /// A call with a hash may wait for an idle or connecting member though others are ready, and a call without
-    /// one rather than go to one that it should avoid.
-    Pins,
-    /// All calls go to one, also those that should avoid it, until it is lost.
-    Holds,
-}
+use super::view::{Manner, View};
 
 /// Those of the members that the policy gives calls to at all.
 pub type Reach = fn(&[Member]) -> BTreeSet<EndpointId>;
@@ -48,7 +38,19 @@ pub enum Op {
     },
     Speak(usize),
     End(usize, Outcome, Duration),
+    /// News of how busy one is, or each.
+    Read(Option<usize>, Reading),
     Pass(Duration),
+}
+
+#[derive(Clone, Debug)]
+pub enum Reading {
+    /// The server said so.
+    Report(LoadReport),
+    /// So many bytes more than at the last count.
+    Bytes(u64),
+    /// The count has gone back to this.
+    BytesAnew(u64),
 }
 
 #[derive(Clone, Debug)]
@@ -107,21 +109,14 @@ struct Slot {
     /// A slot is empty until nobody holds the load of its former tenant.
     former: Weak<Load>,
     tenant: Option<Member>,
+    /// As last counted.
+    bytes: u64,
 }
 
 #[derive(Debug)]
 struct Call {
     load: Arc<Load>,
     started: Timestamp,
-}
-
-/// What the policy answered, and to what.
-#[derive(Debug)]
-struct View {
-    picker: Arc<dyn Picker>,
-    connect: Connect,
-    states: BTreeMap<EndpointId, Connectivity>,
-    reached: BTreeSet<EndpointId>,
 }
 
 impl Fleet {
@@ -188,6 +183,13 @@ impl Fleet {
             Op::End(call, outcome, latency) => match self.call(*call) {
                 Some(call) => self.end(call, *outcome, *latency),
                 None => Ok(()),
+            },
+            Op::Read(which, reading) => match which {
+                Some(which) => match self.slot(*which) {
+                    Some(slot) => self.read(slot, reading),
+                    None => Ok(()),
+                },
+                None => (0..self.slots.len()).try_for_each(|slot| self.read(slot, reading)),
             },
             Op::Pass(time) => self.pass(*time),
         }
@@ -295,6 +297,7 @@ impl Fleet {
             generation,
             former,
             tenant,
+            bytes: _,
         } = &mut self.slots[slot];
         *generation += 1;
         *former = Arc::downgrade(&load);
@@ -396,6 +399,32 @@ impl Fleet {
         self.check_busy(&call.load)
     }
 
+    /// Tells the tenant's load, and looks at what is known by it: nobody can put a policy out of action.
+    fn read(&mut self, slot: usize, reading: &Reading) -> Result<(), String> {
+        let Slot { tenant, bytes, .. } = &mut self.slots[slot];
+        let Some(Member { id, load, .. }) = tenant else {
+            return Ok(());
+        };
+        *bytes = match reading {
+            Reading::Report(_) => *bytes,
+            Reading::Bytes(more) => bytes.saturating_add(*more),
+            Reading::BytesAnew(total) => *total,
+        };
+        match reading {
+            Reading::Report(report) => load.report(report, self.now),
+            Reading::Bytes(_) | Reading::BytesAnew(_) => load.measure(*bytes, self.now),
+        }
+        let known = [
+            load.bandwidth(self.now),
+            load.utilization(self.now, Duration::MAX),
+            load.reported_weight(self.now, Duration::ZERO, Duration::MAX, 1.0),
+        ];
+        match known.iter().flatten().all(|n| n.is_finite() && *n >= 0.0) {
+            true => Ok(()),
+            false => Err(format!("{id:?} has {known:?}")),
+        }
+    }
+
     /// As many are under way as have begun and not ended.
     fn check_busy(&self, load: &Arc<Load>) -> Result<(), String> {
         let calls = self.calls.iter().filter(|c| Arc::ptr_eq(&c.load, load));
@@ -458,91 +487,6 @@ impl Fleet {
                 ids().filter(|id| Some(id.slot()) != but).collect()
             }
             Avoid::All => ids().collect(),
-        }
-    }
-}
-
-impl View {
-    fn is(&self, id: EndpointId, state: Connectivity) -> bool {
-        self.states.get(&id) == Some(&state)
-    }
-
-    fn wishes(&self, id: EndpointId) -> bool {
-        match &self.connect {
-            Connect::All => true,
-            Connect::Only(ids) | Connect::Exactly(ids) => ids.contains(&id),
-        }
-    }
-
-    /// Some of those it uses that are in this state.
-    fn reached(&self, state: Connectivity) -> impl Iterator<Item = EndpointId> {
-        let reached = self.reached.iter().copied();
-        reached.filter(move |id| self.is(*id, state))
-    }
-
-    fn check_wishes(&self) -> Result<(), String> {
-        if let Connect::Only(ids) | Connect::Exactly(ids) = &self.connect
-            && let Some(id) = ids.iter().find(|id| !self.states.contains_key(id))
-        {
-            return Err(format!("wants {id:?} connected, who is no member"));
-        }
-        // Nobody is ready, nor about to be: somebody must be dialled, or the channel is stuck.
-        let mut under_way = self.reached(Ready).chain(self.reached(Connecting));
-        let mut others = self.reached(Idle).chain(self.reached(TransientFailure));
-        match under_way.next().is_none() && !self.reached.is_empty() {
-            true if !others.any(|id| self.wishes(id)) => Err(format!("dials nobody: {self:?}")),
-            _ => Ok(()),
-        }
-    }
-
-    /// Whether this answer to a call keeps every promise; and who was picked.
-    fn check(
-        &self,
-        manner: Manner,
-        info: &PickInfo<'_>,
-        result: &PickResult,
-    ) -> Result<Option<EndpointId>, &'static str> {
-        let others = self.reached(Ready).any(|id| !info.avoid.contains(&id));
-        let hopeful = self
-            .reached(Idle)
-            .chain(self.reached(Connecting))
-            .next()
-            .is_some();
-        match *result {
-            PickResult::Pick(id) | PickResult::PickAndConnect { id, .. } if !self.is(id, Ready) => {
-                Err("picks one who is not ready")
-            }
-            PickResult::Pick(id) | PickResult::PickAndConnect { id, .. }
-                if manner != Manner::Holds && others && info.avoid.contains(&id) =>
-            {
-                Err("picks one to be avoided, though another is ready")
-            }
-            PickResult::PickAndConnect { connect, .. } if !self.is(connect, Idle) => {
-                Err("dials one who is not idle")
-            }
-            PickResult::Pick(id) | PickResult::PickAndConnect { id, .. } => Ok(Some(id)),
-            PickResult::Queue { connect: Some(id) } if !self.is(id, Idle) => {
-                Err("dials one who is not idle")
-            }
-            PickResult::Queue { connect } => {
-                let dialled = self.reached(Idle).any(|id| self.wishes(id)) || connect.is_some();
-                let mut connecting = self.reached(Connecting);
-                match manner {
-                    _ if !dialled && connecting.next().is_none() => Err("waits for nobody"),
-                    Manner::Spreads | Manner::Holds if self.reached(Ready).next().is_some() => {
-                        Err("waits though somebody is ready")
-                    }
-                    Manner::Pins if info.hash.is_none() && others => {
-                        Err("waits without a hash though somebody is ready")
-                    }
-                    _ => Ok(None),
-                }
-            }
-            PickResult::Fail if self.reached(Ready).next().is_some() => {
-                Err("fails though somebody is ready")
-            }
-            PickResult::Fail if hopeful => Err("fails though somebody may become ready"),
-            PickResult::Fail => Ok(None),
         }
     }
 }
