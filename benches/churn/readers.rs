@@ -153,13 +153,17 @@ fn of(subject: &Subject, all_calm: &mut Stalls, all_churn: &mut Stalls) -> Ratio
         // Neither is always the first.
         for updates in [round % 2 == 0, round % 2 != 0] {
             match updates {
-                true => churn.push(read_meanwhile(&snapshot, || publisher.publish(&snapshot))),
+                true => churn.push(read_meanwhile(&snapshot, || {
+                    let next = publisher.next();
+                    publisher.replaced.push(snapshot.swap(next));
+                    publisher.sweep();
+                })),
                 false => calm.push(read_meanwhile(&snapshot, || ())),
             }
         }
     }
     let freed = FREED.load(Ordering::Relaxed);
-    let free = free(&snapshot, || publisher.publish(&snapshot));
+    let free = free(&snapshot, || snapshot.store(publisher.next()));
     all_calm.count(&calm);
     all_churn.count(&churn);
     let of = |rounds: &[Picks], figure: fn(&Picks) -> f64| -> Vec<f64> {
@@ -197,6 +201,7 @@ struct Publisher {
     members: Vec<Member>,
     rng: Rng,
     turn: usize,
+    replaced: Vec<Arc<Snapshot>>,
 }
 
 impl Publisher {
@@ -207,6 +212,7 @@ impl Publisher {
             policy,
             rng: Rng::new(1),
             turn: 0,
+            replaced: Vec::new(),
         };
         let first = ArcSwap::new(publisher.snapshot());
         (publisher, first)
@@ -219,14 +225,19 @@ impl Publisher {
     }
 
     /// One of them is lost or comes back, each in turn: the first excepted, whom `PickFirst` goes to.
-    fn publish(&mut self, snapshot: &ArcSwap<Snapshot>) {
+    fn next(&mut self) -> Arc<Snapshot> {
         let at = 1 + self.turn / 2 % (ENDPOINTS - 1);
         self.members[at].state = match self.turn % 2 {
             0 => Connectivity::TransientFailure,
             _ => Connectivity::Ready,
         };
         self.turn += 1;
-        snapshot.store(self.snapshot());
+        self.snapshot()
+    }
+
+    /// Frees the replaced at which nobody looks any more, as the channel does.
+    fn sweep(&mut self) {
+        self.replaced.retain(|old| Arc::strong_count(old) > 1);
     }
 
     /// Everybody leaves, and as many others come.
