@@ -35,7 +35,10 @@ impl Picker for Choices {
             Some(count) => self.drawn(count, info),
             None => None,
         };
-        let at = at.unwrap_or_else(|| self.roster.least(info, |_| 0));
+        let at = at
+            // Where all that were drawn are penalised, all others are asked.
+            .filter(|&at| !self.roster.word(at).penalised())
+            .unwrap_or_else(|| self.roster.least(info, |_| 0));
         PickResult::Pick(self.roster.id(at))
     }
 }

@@ -139,6 +139,8 @@ impl Picker for ByShare {
                     Share::beats,
                 )
             })
+            // Where all that were drawn are penalised, all others are asked.
+            .filter(|&at| !self.roster.word(at).penalised())
             .or_else(|| self.least(info, |at| !self.roster.avoided(at, info)))
             .or_else(|| self.least(info, |_| true));
         PickResult::Pick(self.roster.id(at.unwrap_or(0)))
@@ -468,6 +470,28 @@ mod tests {
             let later = world.run(&*picker, 1_000, 10 * second, serve);
             assert!(later[0] <= 3, "{policy:?}: a trial per 5 s: {later:?}");
             assert!(later[0] >= 1, "{policy:?}: {later:?}");
+        }
+    }
+
+    /// Two of ten, and three of four: where all that are drawn are penalised, others are asked.
+    #[test]
+    fn several_sinkholes_get_trials_alone() {
+        for (bad, n) in [(2, 10), (3, 4)] {
+            for heaviest in [1, 3] {
+                for mut policy in kinds() {
+                    let weights: Vec<u32> = (0..n).map(|i| 1 + i as u32 % heaviest).collect();
+                    let mut world = weighted(&policy, &weights, 36);
+                    let picker = world.picker(&mut policy);
+                    let serve = |i| match i < bad {
+                        true => (Duration::from_micros(100), UNAVAILABLE),
+                        false => (Duration::from_millis(10), OK),
+                    };
+                    let picks = world.run(&*picker, 1_000, Duration::from_secs(10), serve);
+                    let most = picks[..bad].iter().max();
+                    // 5 faults, then a trial per 5 s.
+                    assert!(most <= Some(&7), "{policy:?} {weights:?}: {picks:?}");
+                }
+            }
         }
     }
 }

@@ -111,6 +111,8 @@ impl Picker for ByWeight {
         let cost = |at: usize| self.roster.score(at) + self.handicaps[at];
         let less = |a: &u64, b: &u64, _| a < b;
         let at = least_by_weight(&self.roster, &self.chances, CHOICES, info, cost, less)
+            // Where all that were drawn are penalised, all others are asked.
+            .filter(|&at| !self.roster.word(at).penalised())
             .unwrap_or_else(|| self.roster.least(info, |at| self.handicaps[at]));
         PickResult::Pick(self.roster.id(at))
     }
@@ -240,6 +242,31 @@ mod tests {
             }
             let all: Vec<_> = (0..n).map(|i| world.id(i)).collect();
             assert!(world.pick(&*picker, &all) < n);
+        }
+    }
+
+    /// Two of ten, and three of four, alike and of unlike weights.
+    #[test]
+    fn several_sinkholes_get_trials_alone() {
+        let fleets: [(usize, &[u32]); 4] = [
+            (2, &FLEETS[0]),
+            (2, &FLEETS[1]),
+            (3, &[1; 4]),
+            (3, &[3, 1, 2, 1]),
+        ];
+        for (bad, fleet) in fleets {
+            let (mut world, mut policy) = world(fleet, 7);
+            let picker = world.picker(&mut policy);
+            world.run(&*picker, 1_000, 5 * SECOND, |_| (10 * MS, OK));
+            let serve = |i| match i < bad {
+                true => (Duration::from_micros(100), UNAVAILABLE),
+                false => (10 * MS, OK),
+            };
+            // Until all of them have had faults enough to be penalised.
+            world.run(&*picker, 1_000, 5 * SECOND, serve);
+            let later = world.run(&*picker, 1_000, 10 * SECOND, serve);
+            let most = later[..bad].iter().max();
+            assert!(most <= Some(&3), "a trial per 5 s: {fleet:?}: {later:?}");
         }
     }
 }
