@@ -26,9 +26,9 @@ use crate::timestamp::Timestamp;
 /// use std::time::Duration;
 ///
 /// let policy = LeastUtilization::default();
-/// let strict = LeastUtilization::with_expiration(Duration::from_secs(3))?;
+/// let strict = LeastUtilization::default().with_expiration(Duration::from_secs(3))?;
 /// let of_five = LeastUtilization::default().with_choices(5)?;
-/// assert!(LeastUtilization::with_expiration(Duration::ZERO).is_err());
+/// assert!(LeastUtilization::default().with_expiration(Duration::ZERO).is_err());
 /// # Ok::<(), equipoise::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug)]
@@ -60,16 +60,14 @@ impl LeastUtilization {
     /// # Errors
     ///
     /// When `expiration` is not in 1 s ..= 600 s.
-    pub fn with_expiration(expiration: Duration) -> Result<Self, Error> {
+    pub fn with_expiration(mut self, expiration: Duration) -> Result<Self, Error> {
         if !EXPIRATIONS.contains(&expiration) {
             return Err(Error::config(format!(
                 "least utilization: expiration {expiration:?} is not in {EXPIRATIONS:?}"
             )));
         }
-        Ok(Self {
-            expiration,
-            ..Self::default()
-        })
+        self.expiration = expiration;
+        Ok(self)
     }
 
     /// Compares `count` different endpoints, drawn at random for each call; all, where there are no more than that.
@@ -109,12 +107,16 @@ mod tests {
     #[test]
     fn bad_settings_name_value_and_range() {
         for expiration in [Duration::ZERO, Duration::from_millis(999), Duration::MAX] {
-            let error = LeastUtilization::with_expiration(expiration).unwrap_err();
+            let error = LeastUtilization::default()
+                .with_expiration(expiration)
+                .unwrap_err();
             assert!(error.is_config());
             let expected = format!("expiration {expiration:?} is not in 1s..=600s");
             assert!(error.to_string().contains(&expected), "{error}");
         }
-        let second = LeastUtilization::with_expiration(Duration::from_secs(1)).unwrap();
+        let five = LeastUtilization::default().with_choices(5).unwrap();
+        let second = five.with_expiration(Duration::from_secs(1)).unwrap();
+        assert!(format!("{second:?}").contains("1s, choices: Choices(5)"));
         let error = second.with_choices(11).unwrap_err().to_string();
         assert!(error.contains("least utilization: 11 choices"), "{error}");
     }
@@ -122,7 +124,9 @@ mod tests {
     /// Of three that report, with a fourth that did so before.
     #[test]
     fn the_least_full_is_taken_while_its_report_is_fresh() {
-        let mut policy = LeastUtilization::with_expiration(Duration::from_secs(2)).unwrap();
+        let mut policy = LeastUtilization::default()
+            .with_expiration(Duration::from_secs(2))
+            .unwrap();
         let mut world = World::new(&policy, 4, 1);
         // A weight is no reason to be fuller than others.
         world.weigh(1, 50);
