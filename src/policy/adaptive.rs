@@ -17,10 +17,10 @@ use crate::timestamp::Timestamp;
 /// exponential function more). Up to 512 ready endpoints all are compared, and beyond that up to 64 of them,
 /// drawn at random for each call as eight groups of eight.
 ///
-/// An endpoint that fails is no fast endpoint: see [`load`](crate::load) for what errors do to a score, and
-/// how newcomers are tried. Weights count as capacity: at equal latency an endpoint of weight 3 carries three
-/// times the calls in flight. With fewer calls in flight than endpoints, light ones see little traffic. A weight that only
-/// says how fast a server is counts twice, since its latency says so too: the fast ones then get more than their part.
+/// An endpoint that fails is no fast endpoint: see [`load`](crate::load) for what errors do to a score, and how
+/// newcomers are tried. Weights count as capacity: at equal latency an endpoint of weight 3 carries three times the
+/// calls in flight. With fewer calls in flight than endpoints, light ones see little traffic. A weight that only says
+/// how fast a server is counts twice, since its latency says so too: the fast ones then get more than their part.
 ///
 /// ```
 /// use equipoise::policy::Adaptive;

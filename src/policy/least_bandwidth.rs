@@ -14,10 +14,10 @@ use crate::timestamp::Timestamp;
 /// two drawn at random, or of more.
 ///
 /// For calls whose size tells more than their number: files, pictures, long streams. Bytes are counted on the
-/// connections of this channel every 250 ms (with TLS those of its records), and averaged over a window of 5 s. Between two
-/// counts, calls given since count as well, each for two typical ones, so that not all go to the same endpoint. One
-/// that was not counted yet counts as the median of the others. An endpoint that fails call after call loses against all others; it
-/// gets one trial call every 5 s until one succeeds.
+/// connections of this channel every 250 ms (with TLS those of its records), and averaged over a window of 5 s. Between
+/// two counts, calls given since count as well, each for two typical ones, so that not all go to the same endpoint. One
+/// that was not counted yet counts as the median of the others. An endpoint that fails call after call loses against
+/// all others; it gets one trial call every 5 s until one succeeds.
 ///
 /// ```
 /// use equipoise::policy::LeastBandwidth;
@@ -119,8 +119,8 @@ mod tests {
         assert!(error.contains("least bandwidth: 1 choices"), "{error}");
     }
 
-    /// Ten seconds of 1,000 calls a second, in which a call to `i` takes 2 ms and moves `size(i)` bytes, while a stream of
-    /// 8 MiB/s runs over the first. Picks and bytes by endpoint, those of the last five seconds.
+    /// Ten seconds of 1,000 calls a second, in which a call to `i` takes 2 ms and moves `size(i)` bytes, while a stream
+    /// of 8 MiB/s runs over the first. Picks and bytes by endpoint, those of the last five seconds.
     fn beside_a_stream(
         policy: &mut dyn Policy,
         mut size: impl FnMut(usize) -> u64,

@@ -19,9 +19,10 @@ use crate::timestamp::Timestamp;
 /// client makes much of the traffic. An endpoint that fails call after call does not count as idle: it
 /// gets one trial call every 5 s until one succeeds.
 ///
-/// Weights count as capacity. Where they differ, an endpoint is drawn with a chance in proportion to its weight, and calls in
-/// flight ÷ weight are compared; among idle endpoints each is picked by its weight. So the weights hold at low load, and what
-/// is in flight decides as it grows. (gRPC's policy does not heed weights; Envoy's does, by another rule.)
+/// Weights count as capacity. Where they differ, an endpoint is drawn with a chance in proportion to its weight, and
+/// calls in flight ÷ weight are compared; among idle endpoints each is picked by its weight. So the weights hold at low
+/// load, and what is in flight decides as it grows. (gRPC's policy does not heed weights; Envoy's does, by another
+/// rule.)
 ///
 /// ```
 /// use equipoise::policy::LeastRequest;
@@ -110,9 +111,9 @@ impl Policy for LeastRequest {
 /// Picks whoever has the fewest calls in flight for its weight.
 ///
 /// Compared is what is in flight ÷ weight, without the call to come: among idle ones that would make the heavier win
-/// every time, and the lightest starve. As it is, those that are idle are equal, and each is picked by its
-/// weight. They are drawn by weight too: with even chances a heavy endpoint among many light ones is drawn too rarely to
-/// carry its part.
+/// every time, and the lightest starve. As it is, those that are idle are equal, and each is picked by its weight. They
+/// are drawn by weight too: with even chances a heavy endpoint among many light ones is drawn too rarely to carry its
+/// part.
 #[derive(Debug)]
 struct ByShare {
     roster: Roster,

@@ -13,10 +13,11 @@ use crate::timestamp::Timestamp;
 ///
 /// The utilization is what [`LoadReport::utilization`](crate::LoadReport::utilization) says; reports come from
 /// [`Channel::report_load`](crate::Channel::report_load). A report that is 30 s old is stale. One without a report, or
-/// with a stale one, counts as the median of the others; where nobody has a report, calls go to whoever has fewest in flight. Calls
-/// given since the last report count as well, each for two typical ones, so that not all clients go to the same endpoint
-/// until it reports again. Weights count only there: a utilization is a share of what the server can do already. An
-/// endpoint that fails call after call loses against all others; it gets one trial call every 5 s until one succeeds.
+/// with a stale one, counts as the median of the others; where nobody has a report, calls go to whoever has fewest in
+/// flight. Calls given since the last report count as well, each for two typical ones, so that not all clients go to
+/// the same endpoint until it reports again. Weights count only there: a utilization is a share of what the server can
+/// do already. An endpoint that fails call after call loses against all others; it gets one trial call every 5 s until
+/// one succeeds.
 ///
 /// Reports should come at least every second or so. Against pauses shorter than that, a policy that looks at
 /// latency or at calls in flight does better.

@@ -12,13 +12,16 @@ use crate::load::Scoring;
 use crate::rng::Rng;
 use crate::timestamp::Timestamp;
 
-/// Gives each call to that one of two endpoints, drawn at random, with the lesser latency × (calls in flight + 1) ÷ weight:
-/// what Finagle, Linkerd and tower call peak EWMA.
+/// Gives each call to that one of two endpoints, drawn at random, with the lesser latency × (calls in flight + 1) ÷
+/// weight: what Finagle, Linkerd and tower call peak EWMA.
 ///
-/// The latency is a decayed maximum, as in [`Adaptive`](super::Adaptive): the slowest answer counts in full at once, and fades to
-/// 37 % of itself in a window of 3 s. `Adaptive` compares all endpoints and does better for it in every
+/// The latency is a decayed maximum, as in [`Adaptive`](super::Adaptive): the slowest answer counts in full at once,
+/// and fades to 37 % of itself in a window of 3 s. `Adaptive` compares all endpoints and does better for it in every
 /// scenario of the policy lab; two choices cost the same however many endpoints there are, and are what those know who
 /// come from one of these.
+///
+/// Of two that are idle and as quick, the heavier gets the call: under little load, light endpoints see little
+/// traffic, as with `Adaptive`.
 ///
 /// An endpoint that fails is no fast endpoint: see [`load`](crate::load) for what errors do to a score, and how
 /// newcomers are tried. Weights count as capacity: endpoints are drawn with a chance in proportion to their weight.
@@ -37,8 +40,8 @@ pub struct PeakEwma {
     window: Duration,
 }
 
-/// Finagle's, Linkerd's and tower's is 10 s, which two choices are too slow with: against servers that are slow for half a
-/// second now and then, 3 s is 7 to 14 % better at the 99th percentile in simulation.
+/// Finagle's, Linkerd's and tower's is 10 s, which two choices are too slow with: against servers that are slow for
+/// half a second now and then, 3 s is 7 to 14 % better at the 99th percentile in simulation.
 const WINDOW: Duration = Duration::from_secs(3);
 
 /// How many are drawn: more than one choice is what counts.

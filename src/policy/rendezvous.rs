@@ -81,8 +81,8 @@ impl Rendezvous {
     /// has fewest calls in flight of those that are ready, the first in the ranking where several have. Default 1;
     /// 1 to 16, or the channel is not built.
     ///
-    /// It waits only when none of them is ready; the first that is idle is connected meanwhile. A home that fails call after
-    /// call comes after the others, but for a trial call every 5 s, until one succeeds.
+    /// It waits only when none of them is ready; the first that is idle is connected meanwhile. A home that fails call
+    /// after call comes after the others, but for a trial call every 5 s, until one succeeds.
     pub fn with_top(mut self, count: usize) -> Self {
         self.top = count;
         self
