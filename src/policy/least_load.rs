@@ -41,7 +41,8 @@ use crate::timestamp::Timestamp;
 /// let policy = LeastLoad::by(|load, now| {
 ///     let report = load.reported(now, Duration::from_secs(10));
 ///     // Half full where nothing is known: as empty, one that says nothing would draw the calls.
-///     let memory = report.map_or(0.5, |report| report.mem_utilization);
+///     let memory = report.map(|report| report.mem_utilization);
+///     let memory = memory.filter(|&said| said > 0.0).unwrap_or(0.5);
 ///     (memory + 0.1) * f64::from(load.in_flight() + 1)
 /// });
 /// let of_five = policy.with_choices(5)?;

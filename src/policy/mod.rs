@@ -127,6 +127,24 @@ use crate::timestamp::Timestamp;
 /// let channel = equipoise::Channel::builder("static:10.0.0.1:50051,10.0.0.2:50051")?
 ///     .policy(LeaderFirst)
 ///     .build()?;
+/// #
+/// # use equipoise::{Endpoint, load::{Cells, Load, Scoring}};
+/// # let mut cells = Cells::new(Scoring::InFlight);
+/// # let mut member = |slot: u32, place| Member {
+/// #     id: EndpointId::new(slot, 1),
+/// #     state: Connectivity::Ready,
+/// #     weight: 1,
+/// #     place,
+/// #     endpoint: Arc::new(Endpoint::from(std::net::SocketAddr::from(([10, 0, 0, 1], 80)))),
+/// #     load: Arc::new(Load::new(cells.cell(slot as usize))),
+/// # };
+/// # let members = [member(0, None), member(1, Some(1)), member(2, Some(0))];
+/// # let decision = LeaderFirst.update(&members, Timestamp::ZERO, &mut Rng::new(1));
+/// # let (now, first) = (Timestamp::ZERO, [members[2].id]);
+/// # let mut info = PickInfo { now, random: 0, path: "/", hash: None, avoid: &[] };
+/// # assert_eq!(decision.picker.pick(&info), PickResult::Pick(members[2].id));
+/// # info.avoid = &first;
+/// # assert_eq!(decision.picker.pick(&info), PickResult::Pick(members[1].id));
 /// # Ok::<(), equipoise::Error>(())
 /// ```
 pub trait Policy: Send + Debug {
