@@ -175,9 +175,10 @@ impl Endpoint {
         self
     }
 
-    /// What its place on a hash ring follows from. Default: its first address, as in gRPC (A42). A name that
-    /// outlives the address keeps the keys of a server that moves, and where a server has several addresses, only a
-    /// name is the same whatever order they come in. It may change without making it another endpoint.
+    /// Where the policies that place calls by a key put it follows from this. Default: its first address, as in gRPC
+    /// (A42). A name that outlives the address keeps the keys of a server that moves, and where a server has several
+    /// addresses, only a name is the same whatever order they come in. It may change without making it another
+    /// endpoint.
     pub fn with_hash_key(mut self, key: impl Into<Arc<str>>) -> Self {
         self.hash_key = Some(key.into());
         self
@@ -198,7 +199,7 @@ impl Endpoint {
         self.weight.get()
     }
 
-    /// What its place on a hash ring follows from: the key it was given, else its first address.
+    /// What policies that place calls by a key go by: the key it was given, else its first address.
     pub fn hash_key(&self) -> Cow<'_, str> {
         match &self.hash_key {
             Some(key) => Cow::Borrowed(key),

@@ -1,7 +1,8 @@
 //! Client-side load balancing for gRPC: one [tonic] channel over many endpoints.
 //!
-//! A [`Channel`] keeps a connection to every endpoint of a target (or to those that its [`policy`] needs), knows which of them are ready and how busy each one is, and sends every call to the one that should have it. Generated tonic clients take it
-//! as their transport, unchanged, with interceptors or without.
+//! A [`Channel`] keeps a connection to every endpoint of a target (or to those that its [`policy`] needs), knows which
+//! of them are ready and how busy each one is, and sends every call to the one that should have it. Generated tonic
+//! clients take it as their transport, unchanged, with interceptors or without.
 //!
 //! # Ten seconds
 //!
@@ -21,6 +22,7 @@
 //!   [`set_endpoints`](Channel::set_endpoints), by hand; or a [`Resolver`](resolver::Resolver) of your own.
 //! * *Which of them gets the call?* A [`policy`], [`Adaptive`](policy::Adaptive) unless you say otherwise: by the
 //!   channel, the service or the method, and exchanged while the channel runs ([`Channel::set_policy`]).
+//! * *The server knows better?* Tell the channel: [`Channel::report_load`].
 //! * *For how long?* The call's own `grpc-timeout`, bounded by that of its method or service
 //!   ([`MethodConfig`]), else by [`Builder::timeout`]: it covers waiting for an endpoint, every attempt, and the
 //!   response's body.

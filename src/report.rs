@@ -80,6 +80,12 @@ pub struct Completion {
 
 /// What a server said of itself: the figures of gRPC's backend metrics (ORCA, gRFC A51).
 ///
+/// Reports are handed in by [`Channel::report_load`](crate::Channel::report_load). Which figures count is for the
+/// policy to say: [`LeastUtilization`](crate::policy::LeastUtilization) needs a [`utilization`](Self::utilization),
+/// [`WeightedRoundRobin::reported`](crate::policy::WeightedRoundRobin::reported) that and `rps`, and heeds `eps`;
+/// [`LeastLoad`](crate::policy::LeastLoad) what its function reads. A metric of your own, such as the length of a queue
+/// by what it may hold, goes into `application_utilization`.
+///
 /// All are zero or more; zero stands for "not said", as in the message they come in. Whoever takes a report
 /// ignores what is not: a value that is negative, infinite or no number counts as not said, and so does a memory
 /// utilization above 1. More figures may be added: end a literal with `..LoadReport::default()`.

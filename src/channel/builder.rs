@@ -113,6 +113,9 @@ impl<K> Builder<K> {
     }
 
     /// Who gets which call. Default: [`Adaptive`].
+    ///
+    /// It may be exchanged while the channel runs ([`Channel::set_policy`]). A `Box<dyn Policy>` cannot be
+    /// cloned: build the channel with any policy, and set that one after.
     pub fn policy(mut self, policy: impl Policy + Clone + Sync + 'static) -> Self {
         self.policy = maker(policy);
         self
@@ -123,6 +126,9 @@ impl<K> Builder<K> {
     /// All policies of a channel share its endpoints, their connections and their calls in flight; latencies and
     /// failures count for the policy alone that made the choice. Each policy costs every call of the channel some
     /// ten nanoseconds.
+    ///
+    /// It may be exchanged while the channel runs ([`Channel::set_service_policy`]). A `Box<dyn Policy>` cannot be
+    /// cloned: give the service any policy here, and set that one after.
     ///
     /// ```
     /// use equipoise::Channel;
@@ -145,7 +151,8 @@ impl<K> Builder<K> {
     }
 
     /// Who gets the calls of one method, such as `/shop.Catalog/Search`, rather than its service's policy; see
-    /// [`service_policy`](Self::service_policy).
+    /// [`service_policy`](Self::service_policy). It may be exchanged while the channel runs
+    /// ([`Channel::set_method_policy`]), for a `Box<dyn Policy>` too.
     pub fn method_policy(
         mut self,
         path: impl Into<String>,
@@ -179,8 +186,9 @@ impl<K> Builder<K> {
         self
     }
 
-    /// The longest a call may take, all attempts and its response's body included, unless its method or service
-    /// has a [`MethodConfig`] with another; a shorter `grpc-timeout` of the call's own wins. Default: no limit but the call's own, as in gRPC. Above zero.
+    /// The longest a call may take, all attempts and its response's body included, unless its method or service has a
+    /// [`MethodConfig`] with another; a shorter `grpc-timeout` of the call's own wins. Default: no limit but the call's
+    /// own, as in gRPC. Above zero.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.settings.timeout = Some(timeout);
         self
@@ -430,9 +438,10 @@ impl Builder<Channel> {
     ///
     /// # Errors
     ///
-    /// As [`build`](Self::build), and when every endpoint has failed once: the error says why. Under
-    /// [`RingHash`](crate::policy::RingHash) alone they are tried one after the other until one is ready, each for
-    /// [`connect_timeout`](Self::connect_timeout) at the most.
+    /// As [`build`](Self::build), and when every endpoint has failed once: the error says why. Where the policies
+    /// place calls by a key, without a bound, endpoints are tried one after the other until one is ready, each for
+    /// [`connect_timeout`](Self::connect_timeout) at the most; under [`PickFirst`](crate::policy::PickFirst) the next
+    /// joins in after its stagger.
     pub async fn connect(self) -> Result<Channel, Error> {
         self.build()?.ready().await
     }

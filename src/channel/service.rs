@@ -104,10 +104,13 @@ impl<C: Connector> Channel<C> {
 
     /// Gives the channel another policy, while it runs.
     ///
-    /// The policy in force goes on until the new one has somebody for a call, so that none fails or waits for the
-    /// change; one that is set meanwhile takes the new one's place. Endpoints keep their connections where the new
-    /// policy does not let go of them, their calls in flight and their counts. Services and methods with a
-    /// policy of their own keep it.
+    /// The policy in force goes on until the new one has somebody for a call, or the one before has nobody, so that
+    /// none fails or waits for the change; one that is set meanwhile takes the new one's place. `Ok` comes before the
+    /// new one is in force, which the `tracing` event "policy switched" tells. Services and methods with a policy of
+    /// their own keep it.
+    ///
+    /// Endpoints keep their connections where the new policy does not let go of them, their calls in flight and their
+    /// counts. Scores that held something else begin anew from the latency that was seen; penalties stay.
     ///
     /// ```
     /// use equipoise::Channel;
@@ -170,23 +173,45 @@ impl<C: Connector> Channel<C> {
     }
 
     /// Tells the channel's policies what the server at `address` said of itself, for those that go by it
-    /// ([`LeastUtilization`](crate::policy::LeastUtilization), [`LeastLoad`](crate::policy::LeastLoad)). It counts from
-    /// the next call on, and for as long as the policy says.
+    /// ([`LeastUtilization`](crate::policy::LeastUtilization), [`LeastLoad`](crate::policy::LeastLoad),
+    /// [`WeightedRoundRobin::reported`](crate::policy::WeightedRoundRobin::reported)). It counts for as long as the
+    /// policy says: from the next call on, and as a turn's weight from the policy's next update.
     ///
-    /// Report at intervals: what was reported is forgotten when the endpoint becomes ready, which takes effect up to 5 ms
-    /// after [`endpoints`](Self::endpoints) shows it.
+    /// Report at intervals: what was reported is forgotten when the endpoint becomes ready, which takes effect up to
+    /// 5 ms after [`endpoints`](Self::endpoints) shows it.
     ///
     /// `false`: no endpoint in use has that address, or the channel is closed, and the report is of no use. A list that
     /// was just set may take a few milliseconds to be in use.
     ///
-    /// ```no_run
-    /// # fn example(channel: equipoise::Channel) -> Result<(), equipoise::Error> {
-    /// use equipoise::{Address, LoadReport};
+    /// A poller, which asks every server in turn by whatever means there are:
     ///
-    /// let report = LoadReport { cpu_utilization: 0.83, ..LoadReport::default() };
-    /// let address: Address = "10.0.0.1:50051".parse()?;
-    /// channel.report_load(&address, &report);
-    /// # Ok(()) }
+    /// ```no_run
+    /// # async fn example(channel: equipoise::Channel) {
+    /// use equipoise::{Address, LoadReport};
+    /// use std::time::Duration;
+    ///
+    /// # struct Vitals { cpu: f64, rps: f64 }
+    /// async fn ask(server: &Address) -> Option<Vitals> {
+    ///     // A call of your own, or a query to what watches over the servers.
+    /// #   let _ = server;
+    /// #   None
+    /// }
+    ///
+    /// loop {
+    ///     for endpoint in channel.endpoints() {
+    ///         // A server that does not answer has said nothing: no report.
+    ///         if let Some(vitals) = ask(&endpoint.address).await {
+    ///             let report = LoadReport {
+    ///                 cpu_utilization: vitals.cpu,
+    ///                 rps: vitals.rps,
+    ///                 ..LoadReport::default()
+    ///             };
+    ///             channel.report_load(&endpoint.address, &report);
+    ///         }
+    ///     }
+    ///     tokio::time::sleep(Duration::from_secs(1)).await;
+    /// }
+    /// # }
     /// ```
     pub fn report_load(&self, address: &Address, report: &LoadReport) -> bool {
         let core = &self.shared.core;

@@ -17,10 +17,10 @@ use crate::timestamp::Timestamp;
 /// exponential function more). Up to 512 ready endpoints all are compared, and beyond that up to 64 of them,
 /// drawn at random for each call as eight groups of eight.
 ///
-/// An endpoint that fails is no fast endpoint: see [`load`](crate::load) for what errors do to a score, and
-/// how newcomers are tried. Weights count as capacity: at equal latency an endpoint of weight 3 carries three
-/// times the calls in flight. With fewer calls in flight than endpoints, light ones see little traffic. A weight that only
-/// says how fast a server is counts twice, since its latency says so too: the fast ones then get more than their part.
+/// An endpoint that fails is no fast endpoint: see [`load`](crate::load) for what errors do to a score, and how
+/// newcomers are tried. Weights count as capacity: at equal latency an endpoint of weight 3 carries three times the
+/// calls in flight. With fewer calls in flight than endpoints, light ones see little traffic. A weight that only says
+/// how fast a server is counts twice, since its latency says so too: the fast ones then get more than their part.
 ///
 /// ```
 /// use equipoise::policy::Adaptive;
@@ -136,7 +136,9 @@ impl Soonest {
                 &runs[from + scale(remix(info.random.wrapping_add(i as u64)), to - from)]
             };
             let groups = std::array::from_fn::<_, GROUPS, _>(group);
-            if let Some(at) = self.roster.least_of(groups.into_iter(), info, &handicap) {
+            let least = self.roster.least_of(groups.into_iter(), info, &handicap);
+            // Where all that were drawn are penalised, all others are asked.
+            if let Some(at) = least.filter(|&at| !self.roster.word(at).penalised()) {
                 return at;
             }
         }
@@ -295,5 +297,21 @@ mod tests {
                 picks.iter().max()
             );
         }
+    }
+
+    /// So many that some are drawn, often none of the twenty that work.
+    #[test]
+    fn hundreds_of_sinkholes_get_trials_alone() {
+        let mut policy = Adaptive::default();
+        let mut world = World::new(&policy, 1_000, 8);
+        let picker = world.picker(&mut policy);
+        let serve = |i| match i < 980 {
+            true => (Duration::from_micros(50), UNAVAILABLE),
+            false => (Duration::from_millis(10), OK),
+        };
+        world.run(&*picker, 4_000, Duration::from_secs(10), serve);
+        let picks = world.run(&*picker, 4_000, Duration::from_secs(5), serve);
+        let most = picks[..980].iter().max();
+        assert!(most <= Some(&2), "a trial per 5 s: {picks:?}");
     }
 }

@@ -35,7 +35,10 @@ impl Picker for Choices {
             Some(count) => self.drawn(count, info),
             None => None,
         };
-        let at = at.unwrap_or_else(|| self.roster.least(info, |_| 0));
+        let at = at
+            // Where all that were drawn are penalised, all others are asked.
+            .filter(|&at| !self.roster.word(at).penalised())
+            .unwrap_or_else(|| self.roster.least(info, |_| 0));
         PickResult::Pick(self.roster.id(at))
     }
 }
@@ -66,8 +69,8 @@ impl Choices {
 }
 
 /// Whoever is left of `count` different members, drawn by weight one after the other: each takes the place of the one
-/// before it if it costs `less`, of which the third argument is a random word. `None` when all that were drawn should be
-/// avoided.
+/// before it if it costs `less`, of which the third argument is a random word. `None` when all that were drawn should
+/// be avoided.
 #[inline]
 pub(super) fn least_by_weight<C>(
     roster: &Roster,
@@ -180,8 +183,8 @@ mod tests {
         }
     }
 
-    /// The first draw by weight, the second by weight among the others, and so on: of three with weights 1, 2 and 5, how
-    /// often each pair is drawn in each order.
+    /// The first draw by weight, the second by weight among the others, and so on: of three with weights 1, 2 and 5,
+    /// how often each pair is drawn in each order.
     #[test]
     fn draws_by_weight_are_different_and_in_proportion() {
         let mut rng = Rng::new(12);

@@ -216,7 +216,7 @@ pub(super) struct Keyed<P> {
     pub(super) bound: Option<Bound>,
     /// Whether any that some hash comes to is ready, is connecting, has not failed.
     ready: bool,
-    pub(super) connecting: bool,
+    connecting: bool,
     hopeful: bool,
 }
 

@@ -1,11 +1,11 @@
 //! Loads that were read a while ago: what is known by now of those who read idle then.
 //!
-//! A reading that is a quarter of a second old draws every call of that quarter to whoever was idle in it, and from every
-//! client. So calls given since count on top of the reading, each for two typical ones. In simulation (10 and 50 servers,
-//! 1 to 64 clients, readings every 0.25 s and every 1 s) comparing utilization as read had a p99 of 1.2 to 4.2 times that
-//! of round robin where all servers are alike; with the calls given since it is 0.9 to 1.5 times, and at most 0.6 times
-//! where servers differ or falter. Counting all calls in flight instead does no better, and an idle stream would weigh for
-//! as long as it is open.
+//! A reading that is a quarter of a second old draws every call of that quarter to whoever was idle in it, and from
+//! every client. So calls given since count on top of the reading, each for two typical ones. In simulation (10 and 50
+//! servers, 1 to 64 clients, readings every 0.25 s and every 1 s) comparing utilization as read had a p99 of 1.2 to 4.2
+//! times that of round robin where all servers are alike; with the calls given since it is 0.9 to 1.5 times, and at
+//! most 0.6 times where servers differ or falter. Counting all calls in flight instead does no better, and an idle
+//! stream would weigh for as long as it is open.
 //!
 //! Who has no reading counts as typical, and every call under way there as given since: missing data draws nobody.
 //! Typical is the median, not the mean: one stream that carries most of the bytes, or one server that tells nonsense,

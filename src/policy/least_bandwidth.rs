@@ -14,19 +14,19 @@ use crate::timestamp::Timestamp;
 /// two drawn at random, or of more.
 ///
 /// For calls whose size tells more than their number: files, pictures, long streams. Bytes are counted on the
-/// connections of this channel every 250 ms (with TLS those of its records), and averaged over a window of 5 s. Between two
-/// counts, calls given since count as well, each for two typical ones, so that not all go to the same endpoint. One
-/// that was not counted yet counts as the median of the others. An endpoint that fails call after call loses against all others; it
-/// gets one trial call every 5 s until one succeeds.
+/// connections of this channel every 250 ms (with TLS those of its records), and averaged over a window of 5 s. Between
+/// two counts, calls given since count as well, each for two typical ones, so that not all go to the same endpoint. One
+/// that was not counted yet counts as the median of the others. An endpoint that fails call after call loses against
+/// all others; it gets one trial call every 5 s until one succeeds.
 ///
 /// ```
 /// use equipoise::policy::LeastBandwidth;
 /// use std::time::Duration;
 ///
 /// let policy = LeastBandwidth::default();
-/// let quicker = LeastBandwidth::with_window(Duration::from_secs(1))?;
+/// let quicker = LeastBandwidth::default().with_window(Duration::from_secs(1))?;
 /// let of_five = LeastBandwidth::default().with_choices(5)?;
-/// assert!(LeastBandwidth::with_window(Duration::from_millis(10)).is_err());
+/// assert!(LeastBandwidth::default().with_window(Duration::from_millis(10)).is_err());
 /// # Ok::<(), equipoise::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug)]
@@ -35,7 +35,7 @@ pub struct LeastBandwidth {
     choices: Choices,
 }
 
-/// The window of the other scores that fade.
+/// [`Adaptive`](super::Adaptive)'s window.
 const WINDOW: Duration = Duration::from_secs(5);
 /// Below, a few counts are all there is to average; above, a transfer that has ended keeps calls away for minutes.
 const WINDOWS: std::ops::RangeInclusive<Duration> =
@@ -58,16 +58,14 @@ impl LeastBandwidth {
     /// # Errors
     ///
     /// When `window` is not in 1 s ..= 60 s.
-    pub fn with_window(window: Duration) -> Result<Self, Error> {
+    pub fn with_window(mut self, window: Duration) -> Result<Self, Error> {
         if !WINDOWS.contains(&window) {
             return Err(Error::config(format!(
                 "least bandwidth: window {window:?} is not in {WINDOWS:?}"
             )));
         }
-        Ok(Self {
-            window,
-            ..Self::default()
-        })
+        self.window = window;
+        Ok(self)
     }
 
     /// Compares `count` different endpoints, drawn at random for each call; all, where there are no more than that.
@@ -109,18 +107,20 @@ mod tests {
     #[test]
     fn bad_settings_name_value_and_range() {
         for window in [Duration::ZERO, 999 * MS, 60_001 * MS, Duration::MAX] {
-            let error = LeastBandwidth::with_window(window).unwrap_err();
+            let error = LeastBandwidth::default().with_window(window).unwrap_err();
             assert!(error.is_config());
             let expected = format!("window {window:?} is not in 1s..=60s");
             assert!(error.to_string().contains(&expected), "{error}");
         }
-        let minute = LeastBandwidth::with_window(60_000 * MS).unwrap();
+        let five = LeastBandwidth::default().with_choices(5).unwrap();
+        let minute = five.with_window(60_000 * MS).unwrap();
+        assert!(format!("{minute:?}").contains("60s, choices: Choices(5)"));
         let error = minute.with_choices(1).unwrap_err().to_string();
         assert!(error.contains("least bandwidth: 1 choices"), "{error}");
     }
 
-    /// Ten seconds of 1,000 calls a second, in which a call to `i` takes 2 ms and moves `size(i)` bytes, while a stream of
-    /// 8 MiB/s runs over the first. Picks and bytes by endpoint, those of the last five seconds.
+    /// Ten seconds of 1,000 calls a second, in which a call to `i` takes 2 ms and moves `size(i)` bytes, while a stream
+    /// of 8 MiB/s runs over the first. Picks and bytes by endpoint, those of the last five seconds.
     fn beside_a_stream(
         policy: &mut dyn Policy,
         mut size: impl FnMut(usize) -> u64,

@@ -15,8 +15,15 @@ use crate::timestamp::Timestamp;
 /// of yours that says how great the load of an endpoint is.
 ///
 /// The function is asked with the live facts of an endpoint and the time of the pick, for each endpoint that is
-/// compared: it should be quick, and neither lock nor wait. Any unit will do, as long as less is better. What is no
-/// number (NaN) counts as the greatest load. Of equals the one with fewest calls in flight is taken, and of those any.
+/// compared: it should be quick, neither lock nor wait, and must not panic. Loads are from 0 up, in any unit, and less
+/// is better. What is no number (NaN) counts as the greatest load.
+///
+/// Quick enough, and of use, are [`in_flight`](Load::in_flight), [`reported`](Load::reported),
+/// [`utilization`](Load::utilization) and [`penalised`](Load::penalised). [`latency`](Load::latency) and
+/// [`outcomes`](Load::outcomes) copy all their counters, which is too dear for a pick, and
+/// [`bandwidth`](Load::bandwidth) is measured for [`LeastBandwidth`](super::LeastBandwidth) alone: it is `None` here.
+///
+/// Of equals the one with fewest calls in flight is taken, and of those any.
 /// All are drawn alike, whatever their weight: one of 20 endpoints gets at most a tenth of the calls with two choices.
 /// An endpoint that fails call after call loses against all others; it gets one trial call every 5 s until one
 /// succeeds.
@@ -32,8 +39,11 @@ use crate::timestamp::Timestamp;
 ///
 /// // Whoever has most memory left, by what servers report of themselves.
 /// let policy = LeastLoad::by(|load, now| {
-///     let report = load.reported(now, Duration::from_secs(10)).unwrap_or_default();
-///     (report.mem_utilization + 0.1) * f64::from(load.in_flight() + 1)
+///     let report = load.reported(now, Duration::from_secs(10));
+///     // Half full where nothing is known: as empty, one that says nothing would draw the calls.
+///     let memory = report.map(|report| report.mem_utilization);
+///     let memory = memory.filter(|&said| said > 0.0).unwrap_or(0.5);
+///     (memory + 0.1) * f64::from(load.in_flight() + 1)
 /// });
 /// let of_five = policy.with_choices(5)?;
 /// # Ok::<(), equipoise::Error>(())
@@ -380,8 +390,8 @@ mod tests {
         }
     }
 
-    /// 20 s of 1,000 calls a second with reports and counts as they would come. Those of `bad` answer `with` at once. The
-    /// picks of all the bad together: in the first second, and from the sixth on, and of how many.
+    /// 20 s of 1,000 calls a second with reports and counts as they would come. Those of `bad` answer `with` at once.
+    /// The picks of all the bad together: in the first second, and from the sixth on, and of how many.
     fn sinkhole(policy: &mut dyn Policy, bad: &[usize], with: crate::Outcome) -> [f64; 2] {
         let mut world = World::new(policy, 10, 17);
         let mut bytes = [0; 10];

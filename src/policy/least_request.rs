@@ -19,9 +19,10 @@ use crate::timestamp::Timestamp;
 /// client makes much of the traffic. An endpoint that fails call after call does not count as idle: it
 /// gets one trial call every 5 s until one succeeds.
 ///
-/// Weights count as capacity. Where they differ, an endpoint is drawn with a chance in proportion to its weight, and calls in
-/// flight ÷ weight are compared; among idle endpoints each is picked by its weight. So the weights hold at low load, and what
-/// is in flight decides as it grows. (gRPC's policy does not heed weights; Envoy's does, by another rule.)
+/// Weights count as capacity. Where they differ, an endpoint is drawn with a chance in proportion to its weight, and
+/// calls in flight ÷ weight are compared; among idle endpoints each is picked by its weight. So the weights hold at low
+/// load, and what is in flight decides as it grows. (gRPC's policy does not heed weights; Envoy's does, by another
+/// rule.)
 ///
 /// ```
 /// use equipoise::policy::LeastRequest;
@@ -110,9 +111,9 @@ impl Policy for LeastRequest {
 /// Picks whoever has the fewest calls in flight for its weight.
 ///
 /// Compared is what is in flight ÷ weight, without the call to come: among idle ones that would make the heavier win
-/// every time, and the lightest starve. As it is, those that are idle are equal, and each is picked by its
-/// weight. They are drawn by weight too: with even chances a heavy endpoint among many light ones is drawn too rarely to
-/// carry its part.
+/// every time, and the lightest starve. As it is, those that are idle are equal, and each is picked by its weight. They
+/// are drawn by weight too: with even chances a heavy endpoint among many light ones is drawn too rarely to carry its
+/// part.
 #[derive(Debug)]
 struct ByShare {
     roster: Roster,
@@ -139,6 +140,8 @@ impl Picker for ByShare {
                     Share::beats,
                 )
             })
+            // Where all that were drawn are penalised, all others are asked.
+            .filter(|&at| !self.roster.word(at).penalised())
             .or_else(|| self.least(info, |at| !self.roster.avoided(at, info)))
             .or_else(|| self.least(info, |_| true));
         PickResult::Pick(self.roster.id(at.unwrap_or(0)))
@@ -468,6 +471,28 @@ mod tests {
             let later = world.run(&*picker, 1_000, 10 * second, serve);
             assert!(later[0] <= 3, "{policy:?}: a trial per 5 s: {later:?}");
             assert!(later[0] >= 1, "{policy:?}: {later:?}");
+        }
+    }
+
+    /// Two of ten, and three of four: where all that are drawn are penalised, others are asked.
+    #[test]
+    fn several_sinkholes_get_trials_alone() {
+        for (bad, n) in [(2, 10), (3, 4)] {
+            for heaviest in [1, 3] {
+                for mut policy in kinds() {
+                    let weights: Vec<u32> = (0..n).map(|i| 1 + i as u32 % heaviest).collect();
+                    let mut world = weighted(&policy, &weights, 36);
+                    let picker = world.picker(&mut policy);
+                    let serve = |i| match i < bad {
+                        true => (Duration::from_micros(100), UNAVAILABLE),
+                        false => (Duration::from_millis(10), OK),
+                    };
+                    let picks = world.run(&*picker, 1_000, Duration::from_secs(10), serve);
+                    let most = picks[..bad].iter().max();
+                    // 5 faults, then a trial per 5 s.
+                    assert!(most <= Some(&7), "{policy:?} {weights:?}: {picks:?}");
+                }
+            }
         }
     }
 }

@@ -13,10 +13,11 @@ use crate::timestamp::Timestamp;
 ///
 /// The utilization is what [`LoadReport::utilization`](crate::LoadReport::utilization) says; reports come from
 /// [`Channel::report_load`](crate::Channel::report_load). A report that is 30 s old is stale. One without a report, or
-/// with a stale one, counts as the median of the others; where nobody has a report, calls go to whoever has fewest in flight. Calls
-/// given since the last report count as well, each for two typical ones, so that not all clients go to the same endpoint
-/// until it reports again. Weights count only there: a utilization is a share of what the server can do already. An
-/// endpoint that fails call after call loses against all others; it gets one trial call every 5 s until one succeeds.
+/// with a stale one, counts as the median of the others; where nobody has a report, calls go to whoever has fewest in
+/// flight. Calls given since the last report count as well, each for two typical ones, so that not all clients go to
+/// the same endpoint until it reports again. Weights count only there: a utilization is a share of what the server can
+/// do already. An endpoint that fails call after call loses against all others; it gets one trial call every 5 s until
+/// one succeeds.
 ///
 /// Reports should come at least every second or so. Against pauses shorter than that, a policy that looks at
 /// latency or at calls in flight does better.
@@ -26,9 +27,9 @@ use crate::timestamp::Timestamp;
 /// use std::time::Duration;
 ///
 /// let policy = LeastUtilization::default();
-/// let strict = LeastUtilization::with_expiration(Duration::from_secs(3))?;
+/// let strict = LeastUtilization::default().with_expiration(Duration::from_secs(3))?;
 /// let of_five = LeastUtilization::default().with_choices(5)?;
-/// assert!(LeastUtilization::with_expiration(Duration::ZERO).is_err());
+/// assert!(LeastUtilization::default().with_expiration(Duration::ZERO).is_err());
 /// # Ok::<(), equipoise::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug)]
@@ -60,16 +61,14 @@ impl LeastUtilization {
     /// # Errors
     ///
     /// When `expiration` is not in 1 s ..= 600 s.
-    pub fn with_expiration(expiration: Duration) -> Result<Self, Error> {
+    pub fn with_expiration(mut self, expiration: Duration) -> Result<Self, Error> {
         if !EXPIRATIONS.contains(&expiration) {
             return Err(Error::config(format!(
                 "least utilization: expiration {expiration:?} is not in {EXPIRATIONS:?}"
             )));
         }
-        Ok(Self {
-            expiration,
-            ..Self::default()
-        })
+        self.expiration = expiration;
+        Ok(self)
     }
 
     /// Compares `count` different endpoints, drawn at random for each call; all, where there are no more than that.
@@ -109,12 +108,16 @@ mod tests {
     #[test]
     fn bad_settings_name_value_and_range() {
         for expiration in [Duration::ZERO, Duration::from_millis(999), Duration::MAX] {
-            let error = LeastUtilization::with_expiration(expiration).unwrap_err();
+            let error = LeastUtilization::default()
+                .with_expiration(expiration)
+                .unwrap_err();
             assert!(error.is_config());
             let expected = format!("expiration {expiration:?} is not in 1s..=600s");
             assert!(error.to_string().contains(&expected), "{error}");
         }
-        let second = LeastUtilization::with_expiration(Duration::from_secs(1)).unwrap();
+        let five = LeastUtilization::default().with_choices(5).unwrap();
+        let second = five.with_expiration(Duration::from_secs(1)).unwrap();
+        assert!(format!("{second:?}").contains("1s, choices: Choices(5)"));
         let error = second.with_choices(11).unwrap_err().to_string();
         assert!(error.contains("least utilization: 11 choices"), "{error}");
     }
@@ -122,7 +125,9 @@ mod tests {
     /// Of three that report, with a fourth that did so before.
     #[test]
     fn the_least_full_is_taken_while_its_report_is_fresh() {
-        let mut policy = LeastUtilization::with_expiration(Duration::from_secs(2)).unwrap();
+        let mut policy = LeastUtilization::default()
+            .with_expiration(Duration::from_secs(2))
+            .unwrap();
         let mut world = World::new(&policy, 4, 1);
         // A weight is no reason to be fuller than others.
         world.weigh(1, 50);

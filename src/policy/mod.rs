@@ -68,6 +68,7 @@ pub use peak_ewma::PeakEwma;
 pub use pick_first::PickFirst;
 pub use random::Random;
 pub use rendezvous::Rendezvous;
+#[doc(inline)]
 pub use ring_hash::RingHash;
 pub use round_robin::RoundRobin;
 pub use weighted_random::WeightedRandom;
@@ -97,10 +98,12 @@ use crate::timestamp::Timestamp;
 ///
 /// impl Policy for LeaderFirst {
 ///     fn update(&mut self, members: &[Member], _: Timestamp, _: &mut Rng) -> Decision {
-///         let ready = members.iter().filter(|m| m.state == Connectivity::Ready);
+///         let mut ready: Vec<_> = members.iter().filter(|m| m.state == Connectivity::Ready).collect();
+///         // The order of the list; those that have left it and serve on come last.
+///         ready.sort_by_key(|m| m.place.unwrap_or(usize::MAX));
 ///         let hopeful = members.iter().any(|m| m.state != Connectivity::TransientFailure);
 ///         Decision {
-///             picker: Arc::new(InOrder(ready.map(|m| m.id).collect(), hopeful)),
+///             picker: Arc::new(InOrder(ready.iter().map(|m| m.id).collect(), hopeful)),
 ///             connect: Connect::All,
 ///             wake: None,
 ///         }
@@ -124,26 +127,48 @@ use crate::timestamp::Timestamp;
 /// let channel = equipoise::Channel::builder("static:10.0.0.1:50051,10.0.0.2:50051")?
 ///     .policy(LeaderFirst)
 ///     .build()?;
+/// #
+/// # use equipoise::{Endpoint, load::{Cells, Load, Scoring}};
+/// # let mut cells = Cells::new(Scoring::InFlight);
+/// # let mut member = |slot: u32, place| Member {
+/// #     id: EndpointId::new(slot, 1),
+/// #     state: Connectivity::Ready,
+/// #     weight: 1,
+/// #     place,
+/// #     endpoint: Arc::new(Endpoint::from(std::net::SocketAddr::from(([10, 0, 0, 1], 80)))),
+/// #     load: Arc::new(Load::new(cells.cell(slot as usize))),
+/// # };
+/// # let members = [member(0, None), member(1, Some(1)), member(2, Some(0))];
+/// # let decision = LeaderFirst.update(&members, Timestamp::ZERO, &mut Rng::new(1));
+/// # let (now, first) = (Timestamp::ZERO, [members[2].id]);
+/// # let mut info = PickInfo { now, random: 0, path: "/", hash: None, avoid: &[] };
+/// # assert_eq!(decision.picker.pick(&info), PickResult::Pick(members[2].id));
+/// # info.avoid = &first;
+/// # assert_eq!(decision.picker.pick(&info), PickResult::Pick(members[1].id));
 /// # Ok::<(), equipoise::Error>(())
 /// ```
 pub trait Policy: Send + Debug {
-    /// Called with *all* members, in an order that lists do not change, whenever their set, their state, their
-    /// weight, their hash key or their place in the list has changed, at the time of [`Decision::wake`], and once
-    /// at the beginning with whatever there is.
+    /// Called with *all* members, whenever their set, their state, their weight, their hash key or their place in
+    /// the list has changed, at the time of [`Decision::wake`], and once at the beginning with whatever there is.
+    ///
+    /// They come in the order of their slots, which a new list does not change; [`Member::place`] is the order of
+    /// the list.
     fn update(&mut self, members: &[Member], now: Timestamp, rng: &mut Rng) -> Decision;
 
-    /// What the endpoints' score cells should hold for this policy; asked once, at the beginning.
+    /// What the endpoints' score cells should hold for this policy; asked when it is given to a
+    /// channel, and possibly again.
     fn scoring(&self) -> Scoring {
         Scoring::InFlight
     }
 
-    /// What of a request [`PickInfo::hash`] is made from; asked once, at the beginning. Default: nothing, so that
-    /// only a call with a [`HashKey`] of its own has a hash.
+    /// What of a request [`PickInfo::hash`] is made from; asked when it is given to a channel, and possibly again.
+    /// Default: nothing, so that only a call with a [`HashKey`] of its own has a hash.
     fn hash_on(&self) -> HashOn {
         HashOn::default()
     }
 
-    /// Whether the policy can work as it was made; asked once, when the channel is built. Default: yes.
+    /// Whether the policy can work as it was made; asked when a channel is built with it or is given it. Default:
+    /// yes.
     ///
     /// # Errors
     ///
@@ -154,6 +179,30 @@ pub trait Policy: Send + Debug {
 }
 
 /// A policy that is chosen while the program runs, by a name in a file, say.
+///
+/// It can be given to [`Channel::set_policy`](crate::Channel::set_policy) and its like. A
+/// [`Builder`](crate::Builder) wants a policy that can be cloned: build the channel with any, and set the boxed one
+/// after that. The same goes for a service or a method, which needs one of its own from the builder.
+///
+/// ```
+/// use equipoise::policy::{Adaptive, LeastRequest, Policy, RoundRobin};
+/// use equipoise::{Channel, Error};
+///
+/// fn named(name: &str) -> Result<Box<dyn Policy>, Error> {
+///     Ok(match name {
+///         "round_robin" => Box::new(RoundRobin::default()),
+///         "least_of_five" => Box::new(LeastRequest::choices(5)?),
+///         _ => Box::new(Adaptive::default()),
+///     })
+/// }
+///
+/// let channel = Channel::builder("static:10.0.0.1:50051,10.0.0.2:50051")?
+///     .service_policy("shop.Cart", Adaptive::default())
+///     .build()?;
+/// channel.set_policy(named("least_of_five")?)?;
+/// channel.set_service_policy("shop.Cart", named("round_robin")?)?;
+/// # Ok::<(), Error>(())
+/// ```
 impl<P: Policy + ?Sized> Policy for Box<P> {
     fn update(&mut self, members: &[Member], now: Timestamp, rng: &mut Rng) -> Decision {
         (**self).update(members, now, rng)
@@ -179,8 +228,8 @@ pub struct Decision {
     pub picker: Arc<dyn Picker>,
     /// Which members should be connected.
     pub connect: Connect,
-    /// When to ask again although nothing has changed; `None` waits for a change. A time that has passed is
-    /// taken for at once.
+    /// When to ask again although nothing has changed; `None` waits for a change. A time that has passed means
+    /// with the next publication, 5 ms after the last at the soonest.
     pub wake: Option<Timestamp>,
 }
 
@@ -190,10 +239,11 @@ pub enum Connect {
     /// Every member, at once and again whenever a connection is lost.
     All,
     /// Only these; the others keep what they have, and are dialled when a pick asks for it, and before a
-    /// connection of theirs wears out.
+    /// connection of theirs wears out. One that has failed is tried again only if it is named.
     Only(Vec<EndpointId>),
     /// Only these; the others let go of what they have, once their calls are over, and call off their dials. Where
-    /// the channel has other policies, only what none of them uses or wants is let go.
+    /// the channel has other policies, only what none of them uses or wants is let go. One that a call asked for
+    /// (a strict [`Override`](crate::Override)) stays connected until the wish for it changes.
     Exactly(Vec<EndpointId>),
 }
 
@@ -216,6 +266,10 @@ pub struct Member {
 }
 
 /// Chooses an endpoint for one call.
+///
+/// While a channel changes from one policy to another, their pickers are also asked about a call that there is not,
+/// without a key and at [`Timestamp::ZERO`]: the new policy takes over when it would give that call to somebody. One
+/// whose picker never does comes into force only when the policy before it has nobody either.
 pub trait Picker: Send + Sync + Debug {
     /// Chooses among the members this picker was built from.
     ///

@@ -1,6 +1,6 @@
 //! The first that can be reached, for every call.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +20,9 @@ use crate::timestamp::Timestamp;
 /// changes nothing; an endpoint that is first and has recovered gets no call before that.
 ///
 /// When all have failed, calls fail, and all are tried again, each after its own backoff.
+///
+/// Of a list longer than [`max_endpoints`](crate::Builder::max_endpoints), who is left out does not follow from its
+/// order: the first may be.
 ///
 /// ```
 /// use equipoise::policy::PickFirst;
@@ -56,6 +59,17 @@ struct Pass {
     tried: usize,
     /// When the next one may, if the last of these has not failed before.
     due: Timestamp,
+    /// Who was being dialled when the order changed.
+    under_way: Vec<EndpointId>,
+}
+
+impl Pass {
+    /// Who may be dialled so far.
+    fn dialled(&self) -> impl Iterator<Item = EndpointId> {
+        let tried = &self.order[..self.tried];
+        let overtaken = self.under_way.iter().filter(|id| !tried.contains(id));
+        tried.iter().chain(overtaken).copied()
+    }
 }
 
 /// gRFC A61's bounds of the Connection Attempt Delay.
@@ -117,14 +131,22 @@ impl PickFirst {
     fn search(&mut self, order: &[&Member], now: Timestamp) -> &Pass {
         let ids = order.iter().map(|member| member.id);
         let stagger = self.stagger;
-        let begin = || Pass {
+        let begin = |under_way| Pass {
             order: ids.clone().collect(),
             tried: 1,
             due: now + stagger,
+            under_way,
         };
-        let pass = self.pass.get_or_insert_with(begin);
+        let pass = self.pass.get_or_insert_with(|| begin(Vec::new()));
         if !pass.order.iter().copied().eq(ids.clone()) {
-            *pass = begin();
+            *pass = begin(pass.dialled().collect());
+        }
+        // A dial that another order has overtaken is seen through; who fails waits for its turn.
+        if !pass.under_way.is_empty() {
+            let connecting = |m: &&&Member| m.state == Connectivity::Connecting;
+            let connecting = order.iter().filter(connecting).map(|member| member.id);
+            let connecting: BTreeSet<EndpointId> = connecting.collect();
+            pass.under_way.retain(|id| connecting.contains(id));
         }
         while pass.tried < order.len() {
             let failed = order[pass.tried - 1].state == Connectivity::TransientFailure;
@@ -168,7 +190,7 @@ impl Policy for PickFirst {
             true => self.pass = None,
             false => {
                 let pass = self.search(&order, now);
-                connect.extend(&pass.order[..pass.tried]);
+                connect.extend(pass.dialled());
                 wake = (pass.tried < pass.order.len()).then_some(pass.due);
             }
         }

@@ -30,6 +30,7 @@ struct Rank {
 }
 
 impl Rank {
+    /// After all that can be drawn.
     const LAST: Self = Self {
         time: f64::INFINITY,
         draw: u64::MAX,
@@ -97,7 +98,8 @@ impl Ranks {
     ) {
         let marks = self.marks.iter().enumerate();
         let draws = marks.filter(|(place, _)| accept(*place));
-        let draws = draws.map(|(place, mark)| (place, remix(hash ^ mark)));
+        // Without the lowest bit: whatever is drawn comes before `LAST`.
+        let draws = draws.map(|(place, mark)| (place, remix(hash ^ mark) >> 1));
         let Some(weights) = &self.weights else {
             for (place, draw) in draws {
                 if draw < limit.draw {
@@ -108,8 +110,8 @@ impl Ranks {
         };
         for (place, draw) in draws {
             let weight = weights[place];
-            // In (0, 1), of 53 bits.
-            let unit = ((draw >> 11) as f64 + 0.5) / (1_u64 << 53) as f64;
+            // In (0, 1): 52 bits and a half are exact, and one bit more would be rounded up to 1.
+            let unit = ((draw >> 11) as f64 + 0.5) / (1_u64 << 52) as f64;
             // The logarithm is never nearer to 0 than this, and most need not be asked for it.
             if unit > limit.time * weight * ALMOST_ONE {
                 continue;

@@ -81,8 +81,8 @@ impl Rendezvous {
     /// has fewest calls in flight of those that are ready, the first in the ranking where several have. Default 1;
     /// 1 to 16, or the channel is not built.
     ///
-    /// It waits only when none of them is ready; one that is idle is connected meanwhile. A home that fails call after
-    /// call comes after the others, but for a trial call every 5 s, until one succeeds.
+    /// It waits only when none of them is ready; the first that is idle is connected meanwhile. A home that fails call
+    /// after call comes after the others, but for a trial call every 5 s, until one succeeds.
     pub fn with_top(mut self, count: usize) -> Self {
         self.top = count;
         self
@@ -166,7 +166,7 @@ impl LeastOfTop {
         due.is_some_and(|due| load.claim_trial(due, info.now).is_some())
     }
 
-    /// `None` when no home of the key is ready: then the first of them says what is to come.
+    /// `None` when every home of the key is down or has turned the call away.
     fn least(&self, hash: u64, info: &PickInfo<'_>) -> Option<PickResult> {
         let seats = &self.keyed.seats;
         let avoided = |place: usize| info.avoid.contains(&seats[place].id);
@@ -184,19 +184,22 @@ impl LeastOfTop {
         let ready = homes.clone().filter(ready);
         let trial = ready.clone().find(|&place| self.claims_trial(place, info));
         // The first of those that have fewest; a penalty counts as more than anybody has.
-        let least = trial.or(ready.min_by_key(|&place| self.loads[place].score()))?;
+        let least = trial.or(ready.min_by_key(|&place| self.loads[place].score()));
+        let mut idle = homes
+            .clone()
+            .filter(|&place| seats[place].state == Connectivity::Idle);
+        let connect = idle.next().map(|place| seats[place].id);
+        let Some(least) = least else {
+            return (homes.len() > 0).then_some(PickResult::Queue { connect });
+        };
         let place = match (&self.keyed.bound, trial) {
             (Some(bound), None) => bound.place(least, hash, avoided),
             _ => least,
         };
         let id = seats[place].id;
-        let mut idle = homes.filter(|&place| seats[place].state == Connectivity::Idle);
-        Some(match idle.next() {
-            Some(home) if !self.keyed.connecting => PickResult::PickAndConnect {
-                id,
-                connect: seats[home].id,
-            },
-            _ => PickResult::Pick(id),
+        Some(match connect {
+            Some(connect) => PickResult::PickAndConnect { id, connect },
+            None => PickResult::Pick(id),
         })
     }
 }

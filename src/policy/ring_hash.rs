@@ -81,10 +81,10 @@ impl RingHash {
         }
     }
 
-    /// The least and the greatest number of entries of the ring, over all endpoints. Default 1,024 and 4,096, as
-    /// in gRPC; 1 ≤ `min` ≤ `max` ≤ 8,388,608, or the channel is not built. More entries share
-    /// the keys more evenly, see [`Ring`], and cost some 50 bytes each and time when the list changes. Of more than `max`
-    /// endpoints some get no call.
+    /// The least and the greatest number of entries of the ring, over all endpoints. Default 1,024 and 4,096, as in
+    /// gRPC; 1 ≤ `min` ≤ `max` ≤ 8,388,608, or the channel is not built. More entries share the keys more evenly, see
+    /// [`Ring`], and cost some 50 bytes each and time when the list changes. Of more than `max` endpoints some get no
+    /// call.
     pub fn with_sizes(mut self, min: u64, max: u64) -> Self {
         (self.min, self.max) = (min, max);
         self

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Turns by weight: gRPC's static stride scheduler, as its C-core reckons it.
 ///
-/// Every endpoint is visited in turn, and at the `g`-th visit it is taken where `weight × g` has just passed a multiple of
-/// 65,535, the greatest weight there is after scaling: so the heaviest is taken at every visit, and each of the
+/// Every endpoint is visited in turn, and at the `g`-th visit it is taken where `weight × g` has just passed a multiple
+/// of 65,535, the greatest weight there is after scaling: so the heaviest is taken at every visit, and each of the
 /// others whenever its share has added up to a call. All state is the number of the visit, which threads share.
 #[derive(Debug)]
 pub(super) struct Stride {

@@ -9,8 +9,9 @@ use crate::timestamp::Timestamp;
 /// Gives each call to any ready endpoint, with a chance in proportion to its weight, whatever its load.
 ///
 /// An endpoint of weight 3 gets three times the calls of one of weight 1, in the long run; over a short one
-/// [`WeightedRoundRobin`](super::WeightedRoundRobin) keeps closer to the weights. A pick costs the same for two endpoints and for ten
-/// thousand, and whatever the weights are: nothing is rounded. With equal weights it is [`Random`](super::Random).
+/// [`WeightedRoundRobin`](super::WeightedRoundRobin) keeps closer to the weights. A pick costs the same for two
+/// endpoints and for ten thousand, and whatever the weights are: nothing is rounded. With equal weights it is
+/// [`Random`](super::Random).
 ///
 /// ```
 /// use equipoise::policy::WeightedRandom;

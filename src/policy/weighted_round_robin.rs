@@ -71,11 +71,12 @@ impl Default for Reported {
 const LEAST_UPDATE_PERIOD: Duration = Duration::from_millis(100);
 
 impl WeightedRoundRobin {
-    /// Weights by what the servers report: calls per second ÷ (utilization + error penalty × errors ÷ calls), gRFC A58's
-    /// rule. A server that does more with less of itself gets more.
+    /// Weights by what the servers report: calls per second ÷ (utilization + error penalty × errors ÷ calls), gRFC
+    /// A58's rule. A server that does more with less of itself gets more.
     ///
-    /// The servers must send ORCA load reports. One whose weight is not known counts as the mean of the others; while
-    /// fewer than two are known, turns are plain ones, and the configured weights play no part.
+    /// Hand in what the servers say by [`Channel::report_load`](crate::Channel::report_load), with
+    /// [`rps`](crate::LoadReport::rps) and a utilization. One whose weight is not known counts as the mean of the
+    /// others; while fewer than two are known, turns are plain ones, and the configured weights play no part.
     pub fn reported() -> Self {
         Self {
             weights: Weights::Reported(Reported::default()),
@@ -90,8 +91,8 @@ impl WeightedRoundRobin {
         self.with(|reported| reported.blackout = blackout)
     }
 
-    /// How old the last report may become before the weight is no longer used. Default 180 s (gRFC A58); not zero, which
-    /// nothing is younger than.
+    /// How old the last report may become before the weight is no longer used. Default 180 s (gRFC A58); not zero,
+    /// which nothing is younger than.
     pub fn with_expiration(self, expiration: Duration) -> Self {
         self.with(|reported| reported.expiration = expiration)
     }

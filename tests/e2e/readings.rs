@@ -82,7 +82,9 @@ async fn stream_of(channel: &Channel, from: SocketAddr, idle: bool) -> JoinHandl
 #[tokio::test]
 async fn calls_keep_away_from_a_big_stream_by_bandwidth_and_come_back() {
     let (a, b, c) = (server("a"), server("b"), server("c"));
-    let policy = LeastBandwidth::with_window(Duration::from_secs(1)).unwrap();
+    let policy = LeastBandwidth::default()
+        .with_window(Duration::from_secs(1))
+        .unwrap();
     let channel = balanced(&[&a, &b, &c], policy).await;
     // By calls in flight, all would go to b.
     let mut idle = Vec::new();

@@ -164,9 +164,28 @@ fn a_new_list_begins_the_search_anew_and_who_has_left_serves_meanwhile() {
     bench.states(&[Ready, Idle, Idle, Connecting]);
     assert_eq!(bench.at(1_250), said(Pick::One(0), &[0, 3, 1], 1_500));
     bench.places(&[None, Some(0), Some(2), Some(1)]);
-    assert_eq!(bench.at(1_300), said(Pick::One(0), &[0, 1], 1_550));
+    assert_eq!(bench.at(1_300), said(Pick::One(0), &[0, 1, 3], 1_550));
     bench.states(&[Ready, Idle, Idle, Ready]);
     assert_eq!(bench.at(1_400), said(Pick::One(3), &[3], None));
+}
+
+#[test]
+fn a_list_in_another_order_calls_off_no_dial() {
+    let mut bench = Bench::new(PickFirst::default(), 3);
+    bench.at(0);
+    assert_eq!(bench.at(250), said(Pick::Wait, &[0, 1], 500));
+    bench.states(&[Connecting, Connecting, Idle]);
+    bench.places(&[Some(1), Some(2), Some(0)]);
+    assert_eq!(bench.at(300), said(Pick::Wait, &[2, 0, 1], 550));
+    bench.states(&[Connecting, Connecting, Connecting]);
+    assert_eq!(bench.at(310), said(Pick::Wait, &[2, 0, 1], 550));
+    // Once more; and one that has failed waits for its turn.
+    bench.places(&[Some(2), Some(1), Some(0)]);
+    bench.states(&[Connecting, TransientFailure, Connecting]);
+    assert_eq!(bench.at(320), said(Pick::Wait, &[2, 0], 570));
+    // One that has left the list is called off.
+    bench.places(&[None, Some(1), Some(0)]);
+    assert_eq!(bench.at(330), said(Pick::Wait, &[2], 580));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use crate::rng::Rng;
 fn sorted(endpoints: &[(String, u32)], hash: u64) -> Vec<usize> {
     let score = |(key, weight): &(String, u32)| {
         let draw = remix(hash ^ xxh64(key.as_bytes(), SEED));
-        let u = 1.0 - ((draw >> 11) as f64 + 0.5) / 2.0_f64.powi(53);
+        let u = 1.0 - ((draw >> 12) as f64 + 0.5) / 2.0_f64.powi(52);
         -f64::from((*weight).max(1)) / u.ln()
     };
     let scores: Vec<f64> = endpoints.iter().map(score).collect();
@@ -94,4 +94,21 @@ fn of_twins_the_first_comes_first() {
         }
     }
     assert_eq!(Ranks::new(&[]).first(7, |_| true), None);
+}
+
+/// The words at the top end of what can be drawn leave nobody out.
+#[test]
+fn the_latest_draw_is_in_the_order_too() {
+    let latest = 0x3162_8af6_7b21_31ab;
+    assert_eq!(remix(latest), u64::MAX);
+    for weights in [[1, 1], [1, 2]] {
+        let endpoints = ["a", "b"].map(str::to_owned);
+        let endpoints: Vec<_> = endpoints.into_iter().zip(weights).collect();
+        let ranks = Ranks::new(&endpoints);
+        for place in 0..2 {
+            let hash = latest ^ ranks.marks[place];
+            assert_eq!(ranks.first(hash, |at| at == place), Some(place));
+            assert_eq!(ranks.top(hash, |_| true, &mut [0; 2]), [1 - place, place]);
+        }
+    }
 }

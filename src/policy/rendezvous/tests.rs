@@ -45,16 +45,16 @@ fn the_least_busy_home_is_what_the_rules_say() {
             &[Ready][..],
             &[Ready, Idle],
             &[Ready, Idle, Connecting, TransientFailure],
+            &[Idle, Connecting, TransientFailure],
         ];
         let count = 1 + rng.below(30);
-        let members = members(count, kinds[rng.below(3)], &mut rng);
+        let members = members(count, kinds[rng.below(4)], &mut rng);
         let top = 2 + rng.below(15);
         let mut policy = Rendezvous::default().with_top(top);
         let picker = policy.update(&members, Timestamp::ZERO, &mut rng).picker;
         let mut single = Rendezvous::default();
         let single = single.update(&members, Timestamp::ZERO, &mut rng).picker;
         let ranks = ranks(&members);
-        let connecting = members.iter().any(|m| m.state == Connecting);
         for _ in 0..40 {
             let avoid: Vec<EndpointId> = (0..rng.below(4))
                 .map(|_| members[rng.below(count)].id)
@@ -76,9 +76,12 @@ fn the_least_busy_home_is_what_the_rules_say() {
             };
             let fewest = in_state(Ready).map(|m| m.load.in_flight()).min();
             let least = in_state(Ready).find(|m| Some(m.load.in_flight()) == fewest);
-            let idle = in_state(Idle).next().filter(|_| !connecting);
+            let idle = in_state(Idle).next();
             let expected = match (least, idle) {
-                (None, _) => pick(&*single, Some(hash), 0, &avoid),
+                (None, _) if order.is_empty() => pick(&*single, Some(hash), 0, &avoid),
+                (None, idle) => PickResult::Queue {
+                    connect: idle.map(|home| home.id),
+                },
                 (Some(least), None) => PickResult::Pick(least.id),
                 (Some(least), Some(idle)) => PickResult::PickAndConnect {
                     id: least.id,
