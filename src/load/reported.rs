@@ -98,7 +98,7 @@ impl Load {
     /// 0 asks for none, and then what was reported before the endpoint was lost counts on when it is back.
     ///
     /// Staleness is noticed here: ask at least once per `expiration`.
-    pub(crate) fn reported_weight(
+    pub fn reported_weight(
         &self,
         now: Timestamp,
         blackout: Duration,
