@@ -61,12 +61,14 @@ fn picks(channel: &Channel) -> Vec<u64> {
     channel.endpoints().iter().map(|e| e.picks).collect()
 }
 
+type Switch = fn(&Channel) -> Result<(), Error>;
+
 #[tokio::test]
 async fn no_call_fails_while_policies_change() {
     let servers = ["a", "b", "c"].map(server);
     let (channel, _) = client(&servers.iter().collect::<Vec<_>>()).await;
     let traffic = Traffic::start(&channel, 8);
-    let switches: [fn(&Channel) -> Result<(), Error>; 13] = [
+    let switches: [Switch; 13] = [
         |channel| channel.set_policy(RoundRobin::default()),
         |channel| channel.set_policy(PickFirst::default()),
         |channel| channel.set_policy(Adaptive::default()),
