@@ -1,5 +1,7 @@
-//! How do endpoints leave? At once, or, when nobody on the new list can take a call yet, as soon as
-//! somebody can: calls have somebody to go to in between.
+//! How do endpoints leave?
+//!
+//! At once, or, when nobody on the new list can take a call yet, as soon as somebody can: calls have somebody to go to
+//! in between.
 
 use super::{Action, Balancer, Stale};
 use crate::balancer::table::Row;

@@ -1,5 +1,6 @@
-//! Where the score words of one channel live: side by side, so that a scan of all of them is a walk
-//! through memory.
+//! Where do the score words of one policy live?
+//!
+//! Side by side, so that a scan of all of them is a walk through memory.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
