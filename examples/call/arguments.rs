@@ -17,7 +17,8 @@ usage: call <target> [options]
   <target>            host:port, dns:///host:port, https://host, ip:port, ipv4:.., ipv6:.., unix:..,
                       static:127.0.0.1:50051,127.0.0.1:50052
   --policy P          adaptive (default), least_bandwidth, least_request, peak_ewma, pick_first, random or
-                      round_robin; maglev, rendezvous or ring_hash by the name of --hash-on
+                      round_robin; maglev, rendezvous or ring_hash by the name of --hash-on. A target
+                      cannot say weights, so that no weighted policy is among them
   --calls N           how many calls, 1 to 1000000000; default 10000
   --concurrency C     closed loop: so many calls at a time, 1 to 10000; default 32
   --rps R             open loop: so many calls a second, 1 to 100000, whatever becomes of them

@@ -106,7 +106,7 @@ async fn show(options: &Options) -> Result<bool, Failure> {
     sleep(options.phase).await;
 
     tally.begin(
-        "the leader is back, and held down",
+        "the leader is back, and held down, until its first call",
         &[LEADER, FOLLOWERS[0], FOLLOWERS[1]],
     );
     leader.restart().await?;
@@ -177,6 +177,8 @@ impl Tally {
     }
 
     fn begin(&self, name: &'static str, expected: &[&'static str]) {
+        // It is a while before there is more to tell.
+        println!("{name} ..");
         self.phases().all.push(Phase {
             name,
             expected: expected.to_vec(),

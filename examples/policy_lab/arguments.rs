@@ -1,6 +1,8 @@
 //! What the user asked for, checked before anything runs.
 
 use std::ffi::OsString;
+use std::fs::OpenOptions;
+use std::io::ErrorKind;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
@@ -21,8 +23,16 @@ usage: policy_lab [options]
                       200 clients and 4000 calls/s
   --scenario S        s1 to s6, or a TOML file (examples/policy_lab/scenarios has some); may be repeated;
                       default: s1 to s6
-  --policy P          a policy by name; may be repeated; default: all. round_robin, which the others are
+  --policy P          one of those below; may be repeated; default: all. round_robin, which the others are
                       measured by, always runs
+                        round_robin, random, least_request, least_request_full_scan, peak_ewma, adaptive,
+                        least_bandwidth
+                        pick_first: in an order of each client's own
+                        weighted_random, weighted_round_robin, weighted_least_request, weighted_adaptive:
+                        told each server's speed as its weight
+                        least_utilization, weighted_round_robin_reported: by what servers say of themselves
+                        ring_hash, maglev, rendezvous, rendezvous_top_2, ring_hash_bounded,
+                        maglev_bounded, rendezvous_bounded: by the calls' keys
   --requests N        calls of each run, 100 to 10000000, instead of the scenario's
   --servers N         1 to 10000: the scenario's list of servers over and over, up to so many
   --clients N         1 to 10000, instead of the scenario's; clients x servers is 4000000 at the most
@@ -75,6 +85,49 @@ pub struct Plot {
     pub kind: Kind,
 }
 
+impl Plot {
+    /// Where the picture of each of so many scenarios goes: with several, `a/b.svg` for s1 is `a/b-s1.svg`.
+    pub fn at(&self, scenario: &str, scenarios: usize) -> PathBuf {
+        if scenarios == 1 {
+            return self.path.clone();
+        }
+        let stem = self.path.file_stem().unwrap_or_default().to_string_lossy();
+        let ending = self.path.extension().unwrap_or_default().to_string_lossy();
+        let name = format!("{stem}-{scenario}.{ending}");
+        self.path.with_file_name(name)
+    }
+
+    /// Whether all of them can be written: the runs before may take hours. Leaves what is there as it is.
+    fn writable(&self, scenarios: &[Scenario]) -> Result<(), String> {
+        for scenario in scenarios {
+            let path = self.at(&scenario.name, scenarios.len());
+            let there = path.exists();
+            openable(&path)?;
+            if !there {
+                // One that stays is written over in the end.
+                let _ = std::fs::remove_file(&path);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a picture can be written here. It makes the file, and leaves one that is there as it is.
+pub fn openable(path: &Path) -> Result<(), String> {
+    let opened = OpenOptions::new().append(true).create(true).open(path);
+    let wrong = |error| format!("--plot {}: {}", path.display(), plainly(&error));
+    opened.map(drop).map_err(wrong)
+}
+
+/// What the system says of a file, without its number for it.
+fn plainly(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    match text.split_once(" (os error") {
+        Some((words, _)) => words.to_owned(),
+        None => text,
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Svg,
@@ -95,7 +148,16 @@ pub enum Request {
 pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Request, String> {
     match parse(lexopt::Parser::from_args(arguments)) {
         // An argument may hold a line break; what is said of it must not.
-        Err(error) => Err(error.to_string().replace(char::is_control, " ")),
+        Err(error) => {
+            use lexopt::Error::{MissingValue, UnexpectedOption, UnexpectedValue};
+            let more = match error {
+                MissingValue { .. } | UnexpectedOption(_) | UnexpectedValue { .. } => {
+                    "; --help tells more"
+                }
+                _ => "",
+            };
+            Err(error.to_string().replace(char::is_control, " ") + more)
+        }
         done => done.map_err(|e| e.to_string()),
     }
 }
@@ -121,7 +183,7 @@ fn parse(mut parser: lexopt::Parser) -> Result<Request, lexopt::Error> {
             Long("policy") => {
                 let name = text("--policy", &mut parser)?;
                 let contender = contenders::named(&name);
-                chosen.push(contender.map_err(|why| format!("--policy: {why}"))?.name);
+                chosen.push(contender.map_err(|why| format!("--policy {why}"))?.name);
             }
             Long("requests") => {
                 requests = Some(number("--requests", 100..=10_000_000, &mut parser)?);
@@ -132,7 +194,10 @@ fn parse(mut parser: lexopt::Parser) -> Result<Request, lexopt::Error> {
             Long("seeds") => seeds = Some(number("--seeds", 1..=100, &mut parser)?),
             Long("plot") => plot = Some(plot_at(parser.value()?.into())?),
             Long("gates") => gates = true,
-            Value(value) => return Err(format!("{value:?} belongs to no option").into()),
+            Value(value) => {
+                let rule = format!("{value:?} belongs to no option; --help tells more");
+                return Err(rule.into());
+            }
             Long(_) | Short(_) => return Err(argument.unexpected()),
         }
     }
@@ -155,7 +220,7 @@ fn parse(mut parser: lexopt::Parser) -> Result<Request, lexopt::Error> {
             scenario.repeat_servers(servers as usize);
         }
         scenario.check().map_err(|(event, rule)| match event {
-            Some(number) => format!("scenario {}: event {} {rule}", scenario.name, number + 1),
+            Some(number) => format!("scenario {}: event {}{rule}", scenario.name, number + 1),
             None => format!("scenario {}: {rule}", scenario.name),
         })?;
         if real {
@@ -166,6 +231,9 @@ fn parse(mut parser: lexopt::Parser) -> Result<Request, lexopt::Error> {
     let wanted = |contender: &&Contender| {
         chosen.is_empty() || contender.name == BASELINE || chosen.contains(&contender.name)
     };
+    if let Some(plot) = &plot {
+        plot.writable(&scenarios)?;
+    }
     let seeds = seeds.unwrap_or(if gates { 5 } else { 1 });
     Ok(Request::Run(Box::new(Options {
         scenarios,
@@ -200,7 +268,15 @@ fn scenario_named(name: &std::ffi::OsStr) -> Result<Scenario, String> {
     match built_in {
         Some(scenario) => Ok(scenario),
         None => {
-            let read = scenario_file::read(Path::new(name));
+            let text = std::fs::read_to_string(name).map_err(|error| match error.kind() {
+                ErrorKind::NotFound => {
+                    let why = plainly(&error);
+                    format!("--scenario {name:?} is none of s1 to s6, and no file: {why}")
+                }
+                ErrorKind::InvalidData => format!("--scenario {name:?} is not UTF-8"),
+                _ => format!("--scenario {name:?}: {}", plainly(&error)),
+            })?;
+            let read = scenario_file::parse(&Path::new(name).display().to_string(), &text);
             read.map_err(|why| format!("--scenario: {why}"))
         }
     }

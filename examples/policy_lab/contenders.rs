@@ -135,6 +135,6 @@ pub fn named(name: &str) -> Result<&'static Contender, String> {
     let found = ALL.iter().find(|contender| contender.name == name);
     found.ok_or_else(|| {
         let known: Vec<&str> = ALL.iter().map(|contender| contender.name).collect();
-        format!("policy {name:?} is unknown; known are {}", known.join(", "))
+        format!("{name:?} is unknown; known are {}", known.join(", "))
     })
 }

@@ -1,14 +1,14 @@
 //! Pictures: the latencies of each policy, and who got how much of the calls when.
 
 use std::error::Error;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use epaint_default_fonts::UBUNTU_LIGHT;
 use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::register_font;
 
-use super::arguments::{Kind, Plot};
+use super::arguments::{Kind, Plot, openable};
 use super::outcome::{CURVE, Figure, Figures};
 use super::runs::Results;
 
@@ -19,6 +19,8 @@ const CURVES: u32 = 620;
 /// Beside the curves, what they mean.
 const NAMES: u32 = 430;
 const PANEL: u32 = 300;
+/// The quantiles that have a name on the axis.
+const LABELLED: [f64; 9] = [0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999];
 const PANELS_IN_A_ROW: usize = 3;
 /// Of more servers than this the least, the middle and the greatest share are drawn.
 const SERVERS_DRAWN: usize = 20;
@@ -54,26 +56,25 @@ pub fn draw(plot: &Plot, all: &[Results]) -> Result<Vec<PathBuf>, String> {
         .map_err(|_| "--plot: the font is damaged".to_owned())?;
     let mut written = Vec::new();
     for results in all {
-        let path = match all.len() {
-            1 => plot.path.clone(),
-            _ => beside(&plot.path, &results.scenario.name),
-        };
+        let path = plot.at(&results.scenario.name, all.len());
         let size = (WIDTH, height(results));
-        let drawn = match plot.kind {
-            Kind::Svg => picture(SVGBackend::new(&path, size).into_drawing_area(), results),
-            Kind::Png => picture(BitMapBackend::new(&path, size).into_drawing_area(), results),
+        let failed = match plot.kind {
+            Kind::Svg => {
+                picture(SVGBackend::new(&path, size).into_drawing_area(), results).is_err()
+            }
+            Kind::Png => {
+                picture(BitMapBackend::new(&path, size).into_drawing_area(), results).is_err()
+            }
         };
-        drawn.map_err(|why| format!("--plot {}: {why}", path.display()))?;
+        if failed {
+            // The backend's words are for those who debug it; the system's are plain.
+            openable(&path)?;
+            let path = path.display();
+            return Err(format!("--plot {path}: it cannot be written in full"));
+        }
         written.push(path);
     }
     Ok(written)
-}
-
-/// `a/b.svg` for the scenario s1: `a/b-s1.svg`.
-fn beside(path: &Path, name: &str) -> PathBuf {
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-    let ending = path.extension().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!("{stem}-{name}.{ending}"))
 }
 
 fn height(results: &Results) -> u32 {
@@ -95,8 +96,14 @@ fn picture<'a, B: DrawingBackend + 'a>(
     key(&heading, results)?;
     let rows = results.rows.len().div_ceil(PANELS_IN_A_ROW);
     let panels = panels.split_evenly((rows, PANELS_IN_A_ROW));
+    // One scale for all: they are there to be compared.
+    let all = results
+        .rows
+        .iter()
+        .flat_map(|(_, f)| f.shares.iter().flatten());
+    let most = all.copied().fold(0.0, f64::max) * 100.0 * 1.1 + 0.001;
     for (panel, (name, figures)) in panels.iter().zip(&results.rows) {
-        shares(panel, name, figures)?;
+        shares(panel, name, figures, most)?;
     }
     area.present()?;
     Ok(())
@@ -117,29 +124,39 @@ fn curves<'a, B: DrawingBackend + 'a>(
     let most = all().fold(0.0, f64::max).max(least) * 1.3;
     let scenario = &results.scenario;
     let title = format!("{}: {}", scenario.name, scenario.about);
-    let last = CURVE.len() - 1;
+    let quantiles = LABELLED.map(place);
+    let (first, last) = (place(CURVE[0]), place(CURVE[CURVE.len() - 1]));
     let mut chart = ChartBuilder::on(area)
         .caption(title, (FONT, 30))
         .margin(16)
         .x_label_area_size(56)
         .y_label_area_size(90)
         .margin_right(32)
-        .build_cartesian_2d(0.0..last as f64, (least..most).log_scale())?;
+        .build_cartesian_2d(
+            (first..last)
+                .log_scale()
+                .with_key_points(quantiles.to_vec()),
+            (least..most)
+                .log_scale()
+                .with_key_points(ticks(least, most)),
+        )?;
     chart
         .configure_mesh()
-        .x_labels(CURVE.len())
         .x_label_formatter(&|at| quantile_name(*at))
-        .y_label_formatter(&|millis| millis_name(*millis))
-        .x_desc("part of the calls that took no longer")
-        .y_desc("latency in ms")
+        .y_label_formatter(&|millis| match *millis {
+            ..1.0 => format!("{millis:.2}"),
+            _ => format!("{millis:.0}"),
+        })
+        .x_desc("part of the calls that took no longer; log scale of 1 / (1 - part)")
+        .y_desc("latency in ms; log scale")
         .label_style((FONT, 20))
         .axis_desc_style((FONT, 22))
-        .light_line_style(BLACK.mix(0.06))
+        .light_line_style(TRANSPARENT)
         .bold_line_style(BLACK.mix(0.15))
         .draw()?;
     for (number, (_, figures)) in results.rows.iter().enumerate() {
-        let points = figures.curve.iter().enumerate();
-        let points = points.map(|(at, &millis)| (at as f64, millis.max(least)));
+        let points = CURVE.iter().zip(&figures.curve);
+        let points = points.map(|(&quantile, &millis)| (place(quantile), millis.max(least)));
         chart.draw_series(LineSeries::new(points, style(number)))?;
     }
     Ok(())
@@ -163,14 +180,24 @@ fn names<'a, B: DrawingBackend + 'a>(area: &DrawingArea<B, Shift>, results: &Res
     Ok(())
 }
 
+/// Where a quantile is: one in so many calls takes longer.
+fn place(quantile: f64) -> f64 {
+    1.0 / (1.0 - quantile)
+}
+
 fn quantile_name(at: f64) -> String {
-    let near = at.round();
-    match CURVE.get(near as usize) {
-        Some(q) if (at - near).abs() < 0.01 => {
-            let text = format!("p{:.1}", q * 100.0);
-            text.strip_suffix(".0").unwrap_or(&text).to_owned()
-        }
-        _ => String::new(),
+    let text = format!("p{:.1}", 100.0 - 100.0 / at);
+    text.strip_suffix(".0").unwrap_or(&text).to_owned()
+}
+
+/// 1, 2 and 5 of each decade in the range, and its ends where there are hardly any.
+fn ticks(least: f64, most: f64) -> Vec<f64> {
+    let decades = least.log10().floor() as i32..=most.log10().ceil() as i32;
+    let ticks = decades.flat_map(|decade| [1.0, 2.0, 5.0].map(|n| n * 10_f64.powi(decade)));
+    let ticks: Vec<f64> = ticks.filter(|tick| (least..=most).contains(tick)).collect();
+    match ticks.len() {
+        0 | 1 => vec![least, most],
+        _ => ticks,
     }
 }
 
@@ -216,9 +243,8 @@ fn shares<'a, B: DrawingBackend + 'a>(
     area: &DrawingArea<B, Shift>,
     name: &str,
     figures: &Figures,
+    most: f64,
 ) -> Drawn<'a> {
-    let all = || figures.shares.iter().flatten().copied();
-    let most = all().fold(0.0, f64::max) * 100.0 * 1.1 + 0.001;
     let lasted = figures.lasted.max(0.001);
     let mut chart = ChartBuilder::on(area)
         .caption(name, (FONT, 24))

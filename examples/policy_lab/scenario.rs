@@ -172,10 +172,12 @@ impl Scenario {
         for (number, event) in self.events.iter().enumerate() {
             let wrong = |rule: String| Err((Some(number), rule));
             if event.at < last {
-                return wrong("is before the one above it".into());
+                return wrong(" is before the one above it".into());
             }
             if event.at > end {
-                return wrong(format!("is after the last call, at about {end:.1?}"));
+                return wrong(format!(
+                    " is after the last call, at about {end:.1?}: more --requests, or earlier events"
+                ));
             }
             last = event.at;
             let (server, stays) = match event.change {
@@ -188,12 +190,13 @@ impl Scenario {
             };
             match there.get_mut(server) {
                 Some(is) if *is => *is = stays,
-                Some(_) => return wrong(format!("server {server} has gone by then")),
+                Some(_) => return wrong(format!(": server {server} has gone by then")),
                 None => {
-                    let servers = there.len();
-                    return wrong(format!(
-                        "there is no server {server}: they are 0..{servers}"
-                    ));
+                    let rule = match there.len() {
+                        1 => "there is only server 0".to_owned(),
+                        n => format!("there is no server {server}; they are 0 to {}", n - 1),
+                    };
+                    return wrong(format!(": {rule}"));
                 }
             }
         }

@@ -1,7 +1,6 @@
 //! Scenarios that users write: TOML, every value checked, and errors that name the line.
 
 use std::ops::{Range, RangeInclusive};
-use std::path::Path;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -93,22 +92,11 @@ struct Slow {
     factor: Spanned<f64>,
 }
 
-/// Reads the scenario in this file.
-///
-/// # Errors
-///
-/// One line: the file, the line in it where that is known, the key, and the rule.
-pub fn read(path: &Path) -> Result<Scenario, String> {
-    let file = path.display().to_string();
-    let text = std::fs::read_to_string(path).map_err(|error| format!("{file}: {error}"))?;
-    parse(&file, &text)
-}
-
 /// Reads the scenario in this text, which is called `file` in errors.
 ///
 /// # Errors
 ///
-/// As those of [`read`].
+/// One line: the file, the line in it where that is known, the key, and the rule.
 pub fn parse(file: &str, text: &str) -> Result<Scenario, String> {
     let page = Page { file, text };
     let read: File = toml::from_str(text).map_err(|error| page.illegible(&error))?;
@@ -119,10 +107,10 @@ pub fn parse(file: &str, text: &str) -> Result<Scenario, String> {
         servers.extend(std::iter::repeat_n(server, count));
     }
     let (mut events, mut lines) = (Vec::new(), Vec::new());
-    for happening in &read.event {
-        for event in page.event(happening)? {
+    for (number, happening) in (1..).zip(&read.event) {
+        for event in page.event(number, happening)? {
             events.push(event);
-            lines.push(happening.span());
+            lines.push((number, happening.span()));
         }
     }
     let scenario = Scenario {
@@ -140,11 +128,37 @@ pub fn parse(file: &str, text: &str) -> Result<Scenario, String> {
         events,
     };
     let broken = |(event, rule): (Option<usize>, String)| match event {
-        Some(number) => page.wrong(&lines[number], format!("event {}", number + 1), rule),
+        Some(event) => {
+            let (number, at) = &lines[event];
+            format!("{file}:{}: event {number}{rule}", page.line(at))
+        }
         None => format!("{file}: {rule}"),
     };
     scenario.check().map_err(broken)?;
     Ok(scenario)
+}
+
+/// serde's words for types and choices, in those of people who write files.
+fn plainer(message: &str) -> String {
+    [
+        ("expected f64", "expected a number"),
+        ("expected i64", "expected a whole number"),
+        ("floating point `", "number `"),
+        ("unknown variant `", "unknown choice `"),
+        ("invalid type: ", "wrong type: "),
+        ("expected struct Latency", "expected a table"),
+        ("expected struct Noise", "expected a table"),
+        ("expected struct Hashed", "expected a table"),
+        ("expected struct Slow", "expected a table"),
+        ("expected struct Group", "expected a table"),
+        ("expected a sequence", "expected a list"),
+        ("missing field `", "missing key `"),
+        ("unknown field `", "unknown key `"),
+    ]
+    .iter()
+    .fold(message.to_owned(), |text, (theirs, ours)| {
+        text.replace(theirs, ours)
+    })
 }
 
 /// A file that is being read.
@@ -165,7 +179,7 @@ impl Page<'_> {
 
     /// What toml says, and the line it says it of, since its words do not always name the key.
     fn illegible(&self, error: &toml::de::Error) -> String {
-        let message = error.message().replace('\n', "; ");
+        let message = plainer(&error.message().replace('\n', "; "));
         let Some(at) = error.span() else {
             return format!("{}: {message}", self.file);
         };
@@ -321,7 +335,7 @@ impl Page<'_> {
     }
 
     /// One event, or as many as servers are added.
-    fn event(&self, happening: &Spanned<Happening>) -> Result<Vec<Event>, String> {
+    fn event(&self, number: usize, happening: &Spanned<Happening>) -> Result<Vec<Event>, String> {
         let what = happening.get_ref();
         let at = self.within("at_s", Some(&what.at_s), 0.0, 0.0..=1_000_000.0)?;
         let at = Duration::from_secs_f64(at);
@@ -338,8 +352,9 @@ impl Page<'_> {
                 vec![Change::Add(self.server(group)?); count]
             }
             _ => {
-                let rule = "is not exactly one of kill, remove, slow and add".to_owned();
-                return Err(self.wrong(&happening.span(), "event", rule));
+                let event = format!("event {number}");
+                let rule = "needs exactly one of kill, remove, slow and add".to_owned();
+                return Err(self.wrong(&happening.span(), event, rule));
             }
         };
         let event = |change| Event { at, change };

@@ -17,11 +17,11 @@ fn scenario_files_are_checked_value_by_value() {
     let scenario = scenario_file::parse("a.toml", good).expect("it is good");
     assert_eq!((scenario.servers.len(), scenario.clients), (2, 4));
     for (text, error) in [
-        ("name = \"A b\"\n", "missing field `server`"),
-        ("nam = 1\n", "a.toml:1: unknown field `nam`"),
+        ("name = \"A b\"\n", "missing key `server`"),
+        ("nam = 1\n", "a.toml:1: unknown key `nam`"),
         (
             "name = 1\n",
-            "a.toml:1: invalid type: integer `1`, expected a string: name = 1",
+            "a.toml:1: wrong type: integer `1`, expected a string: name = 1",
         ),
     ] {
         let said = wrong(text);
@@ -60,7 +60,15 @@ fn scenario_files_are_checked_value_by_value() {
         ),
         (
             "[service]\ndistribution = \"normal\"",
-            "a.toml:6: unknown variant `normal`",
+            "a.toml:6: unknown choice `normal`",
+        ),
+        (
+            "[keys]\nzipf = \"x\"",
+            "a.toml:6: wrong type: string \"x\", expected a number",
+        ),
+        (
+            "[[event]]\nat_s = 1\nadd = { count = 3 }\n[[event]]\nat_s = 1\nkill = 9",
+            "a.toml:8: event 2: there is no server 9; they are 0 to 4",
         ),
         (
             "[keys]\nzipf = -1.0",
@@ -72,11 +80,11 @@ fn scenario_files_are_checked_value_by_value() {
         ),
         (
             "[[event]]\nat_s = 1\nkill = 2",
-            "a.toml:5: event 1 there is no server 2: they are 0..2",
+            "a.toml:5: event 1: there is no server 2; they are 0 to 1",
         ),
         (
             "[[event]]\nat_s = 1\nkill = 1\n[[event]]\nat_s = 2\nremove = 1",
-            "a.toml:8: event 2 server 1 has gone by then",
+            "a.toml:8: event 2: server 1 has gone by then",
         ),
         (
             "[[event]]\nat_s = 2\nkill = 1\n[[event]]\nat_s = 1\nkill = 0",
@@ -84,15 +92,15 @@ fn scenario_files_are_checked_value_by_value() {
         ),
         (
             "[[event]]\nat_s = 99999\nkill = 1",
-            "a.toml:5: event 1 is after the last call",
+            "a.toml:5: event 1 is after the last call, at about",
         ),
         (
             "[[event]]\nat_s = 1\nkill = 1\nremove = 0",
-            "a.toml:5: event is not exactly one of kill, remove, slow and add",
+            "a.toml:5: event 1 needs exactly one of kill, remove, slow and add",
         ),
         (
             "[[event]]\nat_s = 1\nslow = { server = 0, factr = 1 }",
-            "a.toml:7: unknown field `factr`",
+            "a.toml:7: unknown key `factr`",
         ),
     ] {
         let (top, bottom) = good.split_at(good.find("[[").expect("it has a list"));
@@ -111,7 +119,10 @@ fn the_sample_files_are_good() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/policy_lab/scenarios");
     let files = std::fs::read_dir(folder).expect("it is there");
     let paths = files.map(|file| file.expect("it can be read").path());
-    let read = paths.map(|path| scenario_file::read(&path).expect("it is good"));
+    let read = paths.map(|path| {
+        let text = std::fs::read_to_string(&path).expect("it is text");
+        scenario_file::parse("a.toml", &text).expect("it is good")
+    });
     let scenarios: Vec<Scenario> = read.collect();
     assert!(scenarios.len() >= 3);
     assert!(scenarios.iter().any(|s| s.events.len() >= 5));
@@ -146,7 +157,7 @@ fn arguments_are_read_and_checked() {
     for (line, error) in [
         (
             "--policy best",
-            "--policy: policy \"best\" is unknown; known are round_robin, ",
+            "--policy \"best\" is unknown; known are round_robin, ",
         ),
         (
             "--requests 1",
@@ -157,7 +168,27 @@ fn arguments_are_read_and_checked() {
             "--scenario s1 --scenario s1",
             "--scenario: two are named \"s1\"",
         ),
-        ("--scenario s7", "--scenario: s7: "),
+        (
+            "--scenario s7",
+            "--scenario \"s7\" is none of s1 to s6, and no file: No such file or directory",
+        ),
+        (
+            "--scenario=",
+            "--scenario \"\" is none of s1 to s6, and no file: No such file or directory",
+        ),
+        (
+            "--plot no/such/folder.svg --scenario s1",
+            "--plot no/such/folder.svg: No such file or directory",
+        ),
+        (
+            "--plot no/such/folder.svg",
+            "--plot no/such/folder-s1.svg: No such file or directory",
+        ),
+        (
+            "--policy",
+            "missing argument for option '--policy'; --help tells more",
+        ),
+        ("--best", "invalid option '--best'; --help tells more"),
         (
             "--plot a.pdf",
             "--plot \"a.pdf\" ends in neither .svg nor .png",
@@ -170,7 +201,7 @@ fn arguments_are_read_and_checked() {
             "--servers 10000 --clients 10000",
             "scenario s1: clients × servers is 100000000, more than 4000000",
         ),
-        ("x", "\"x\" belongs to no option"),
+        ("x", "\"x\" belongs to no option; --help tells more"),
         ("--help", "Compares"),
     ] {
         let said = options(line).err().expect("it is wrong");
@@ -208,5 +239,10 @@ fn pictures_are_drawn_of_both_kinds_and_of_many_servers() {
         kind: Kind::Svg,
     };
     let error = plot::draw(&nowhere, &results).expect_err("it cannot be written");
-    assert!(error.starts_with("--plot "), "{error}");
+    let rule = format!(
+        "--plot {}: ",
+        folder.join("no/such/folder-s3.svg").display()
+    );
+    let error = error.strip_prefix(&rule).expect("it names the file");
+    assert_eq!(error, "No such file or directory");
 }
