@@ -40,8 +40,18 @@ pub struct Adaptive {
 const WINDOW: Duration = Duration::from_secs(5);
 /// Below, an answer per endpoint and window is too much to ask, and the estimate is the last answer; above, one
 /// peak keeps an endpoint out for minutes.
-pub(super) const WINDOWS: std::ops::RangeInclusive<Duration> =
+const WINDOWS: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(60);
+
+/// `window`, if a latency score can have it.
+pub(super) fn checked(whose: &str, window: Duration) -> Result<Duration, Error> {
+    match WINDOWS.contains(&window) {
+        true => Ok(window),
+        false => Err(Error::config(format!(
+            "{whose}: window {window:?} is not in {WINDOWS:?}"
+        ))),
+    }
+}
 
 /// How many ready endpoints are compared with one another: a few hundred nanoseconds.
 const COMPARED: usize = 512;
@@ -66,11 +76,7 @@ impl Adaptive {
     ///
     /// When `window` is not in 1 s ..= 60 s.
     pub fn with_window(window: Duration) -> Result<Self, Error> {
-        if !WINDOWS.contains(&window) {
-            return Err(Error::config(format!(
-                "adaptive: window {window:?} is not in {WINDOWS:?}"
-            )));
-        }
+        let window = checked("adaptive", window)?;
         Ok(Self { window })
     }
 }

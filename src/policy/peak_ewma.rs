@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::adaptive::{WINDOWS, handicaps};
+use super::adaptive::{checked, handicaps};
 use super::chances::{self, Chances};
 use super::choices::{Choices, least_by_weight};
 use super::roster::{Roster, UNBROKEN};
@@ -62,11 +62,7 @@ impl PeakEwma {
     ///
     /// When `window` is not in 1 s ..= 60 s.
     pub fn with_window(window: Duration) -> Result<Self, Error> {
-        if !WINDOWS.contains(&window) {
-            return Err(Error::config(format!(
-                "peak EWMA: window {window:?} is not in {WINDOWS:?}"
-            )));
-        }
+        let window = checked("peak EWMA", window)?;
         Ok(Self { window })
     }
 }
