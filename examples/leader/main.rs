@@ -78,12 +78,12 @@ async fn show(options: &Options) -> Result<bool, Failure> {
         .await?;
     settled(&channel, &leader, Connectivity::Ready).await?;
 
+    // The first phase begins before the callers do: without one they would think it is all over.
     let tally = Arc::new(Tally::default());
+    tally.begin("all three are up", &[LEADER]);
     let callers: Vec<_> = (0..options.callers)
         .map(|_| tokio::spawn(call(GreeterClient::new(channel.clone()), tally.clone())))
         .collect();
-
-    tally.begin("all three are up", &[LEADER]);
     sleep(options.phase).await;
 
     tally.begin(
