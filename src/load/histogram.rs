@@ -8,7 +8,7 @@ const PER_DOUBLING: usize = 8;
 /// The first bucket ends above 2^10 ns (1 µs), the last begins below 2^42 ns (73 min).
 const LOWEST: u32 = 10;
 const HIGHEST: u32 = 42;
-const BUCKETS: usize = (HIGHEST - LOWEST) as usize * PER_DOUBLING;
+pub(crate) const BUCKETS: usize = (HIGHEST - LOWEST) as usize * PER_DOUBLING;
 
 /// Latencies of one endpoint; 2 KiB.
 #[derive(Debug)]
@@ -36,8 +36,9 @@ impl Histogram {
     }
 }
 
+/// Which bucket a latency of `nanos` is counted in.
 #[inline]
-fn bucket(nanos: u64) -> usize {
+pub(crate) fn bucket(nanos: u64) -> usize {
     let nanos = nanos.clamp(1 << LOWEST, (1 << HIGHEST) - 1);
     let doubling = nanos.ilog2();
     // The three bits below the highest.
@@ -47,9 +48,20 @@ fn bucket(nanos: u64) -> usize {
 
 /// The middle of a bucket, within 6.25 % of whatever is in it.
 fn middle(bucket: usize) -> Duration {
-    let eighth = 1u64 << (LOWEST + (bucket / PER_DOUBLING) as u32 - 3);
-    let lower = eighth * (PER_DOUBLING + bucket % PER_DOUBLING) as u64;
-    Duration::from_nanos(lower + eighth / 2)
+    let (lower, width) = extent(bucket);
+    Duration::from_nanos(lower + width / 2)
+}
+
+/// Where a bucket ends, in nanoseconds: all that is in it is less, if it is not the last, and by an eighth at most.
+pub(crate) fn bucket_end(bucket: usize) -> u64 {
+    let (lower, width) = extent(bucket);
+    lower + width
+}
+
+/// Where a bucket begins and how wide it is, in nanoseconds.
+fn extent(bucket: usize) -> (u64, u64) {
+    let width = 1u64 << (LOWEST + (bucket / PER_DOUBLING) as u32 - 3);
+    (width * (PER_DOUBLING + bucket % PER_DOUBLING) as u64, width)
 }
 
 /// How long an endpoint took to answer, since it was added: a copy made at one time.
@@ -122,6 +134,8 @@ mod tests {
     fn middles_are_in_their_own_bucket_and_the_ends_saturate() {
         for i in 0..BUCKETS {
             assert_eq!(bucket(middle(i).as_nanos() as u64), i);
+            assert_eq!(bucket(bucket_end(i) - 1), i);
+            assert_eq!(bucket(bucket_end(i)), (i + 1).min(BUCKETS - 1));
         }
         assert_eq!((bucket(0), bucket(1_023), bucket(1_025)), (0, 0, 0));
         assert_eq!(

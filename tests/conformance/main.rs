@@ -4,6 +4,7 @@
 mod connecting;
 mod hashing;
 mod picking;
+mod retrying;
 mod ring;
 
 use serde_json::Value;
