@@ -1,5 +1,7 @@
 //! What is learnt of an endpoint: how a call ended, and what the server said of itself.
 
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// gRPC's status codes by number; the pure rooms count by it and never see a `tonic::Status`.
@@ -19,6 +21,8 @@ impl StatusCode {
     pub const UNKNOWN: Self = Self(2);
     /// The deadline passed first.
     pub const DEADLINE_EXCEEDED: Self = Self(4);
+    /// The call was given up for a conflict with another.
+    pub const ABORTED: Self = Self(10);
     /// A quota or a queue was full.
     pub const RESOURCE_EXHAUSTED: Self = Self(8);
     /// Something inside the server broke.
@@ -27,6 +31,22 @@ impl StatusCode {
     pub const UNAVAILABLE: Self = Self(14);
     /// Data was lost beyond recovery.
     pub const DATA_LOSS: Self = Self(15);
+    /// The request is wrong, whatever the state of things.
+    pub const INVALID_ARGUMENT: Self = Self(3);
+    /// What was asked for is not there.
+    pub const NOT_FOUND: Self = Self(5);
+    /// What was to be made is there already.
+    pub const ALREADY_EXISTS: Self = Self(6);
+    /// The caller may not do that.
+    pub const PERMISSION_DENIED: Self = Self(7);
+    /// Things are not in the state that the request needs.
+    pub const FAILED_PRECONDITION: Self = Self(9);
+    /// Beyond the end of what there is.
+    pub const OUT_OF_RANGE: Self = Self(11);
+    /// The server does not know the method.
+    pub const UNIMPLEMENTED: Self = Self(12);
+    /// The caller is not known to be whom it says.
+    pub const UNAUTHENTICATED: Self = Self(16);
 
     /// The code with this number; UNKNOWN beyond 16.
     pub const fn new(number: u8) -> Self {
@@ -61,6 +81,9 @@ impl StatusCode {
 pub enum Outcome {
     /// A status was received or, for a lost connection or a passed deadline, made by us.
     Answered(StatusCode),
+    /// The same, and the server asked for time before anybody tries again (`grpc-retry-pushback-ms`): that speaks of its
+    /// load, whatever the code.
+    Pushed(StatusCode),
     /// The caller went away first. Says nothing good of the server, and nothing bad.
     Cancelled,
     /// The call never reached the server and went elsewhere. Not held against its answers, only
@@ -134,6 +157,54 @@ impl LoadReport {
             mem_utilization: sane(self.mem_utilization, 1.0),
             rps: sane(self.rps, f64::MAX),
             eps: sane(self.eps, f64::MAX),
+        }
+    }
+}
+
+/// What a health check has found: whether a server that is connected can take calls.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Health {
+    /// Asked, and not answered so far: no calls yet.
+    #[default]
+    Unknown,
+    /// It takes calls.
+    Serving,
+    /// It cannot be asked, and counts as serving: it has no health service (gRFC A17 wants it so), or no stream to
+    /// spare for the question.
+    Unchecked,
+    /// It is to get no calls.
+    NotServing(Unfit),
+}
+
+impl Health {
+    /// Whether calls may be sent there.
+    pub fn is_serving(&self) -> bool {
+        matches!(self, Self::Serving | Self::Unchecked)
+    }
+}
+
+/// Why a connected server is to get no calls.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unfit {
+    /// It says so itself: NOT_SERVING, or any status but SERVING and SERVICE_UNKNOWN.
+    SaysSo,
+    /// It does not know the service that it was asked about: SERVICE_UNKNOWN.
+    UnknownService,
+    /// It no longer says anything: the call that asked has ended, for this reason.
+    WatchEnded(Arc<str>),
+    /// Its address takes no new connections, for this reason.
+    Unreachable(Arc<str>),
+}
+
+impl fmt::Display for Unfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SaysSo => f.write_str("the server says that it is not serving"),
+            Self::UnknownService => {
+                f.write_str("the server's health service does not know the service asked about")
+            }
+            Self::WatchEnded(why) => write!(f, "the server's health watch ended: {why}"),
+            Self::Unreachable(why) => write!(f, "the server takes no new connections: {why}"),
         }
     }
 }

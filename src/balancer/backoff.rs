@@ -77,7 +77,7 @@ impl Backoff {
     }
 
     /// The wait after the `failures`-th failure in a row.
-    pub(super) fn delay(&self, failures: u32, rng: &mut Rng) -> Duration {
+    pub(crate) fn delay(&self, failures: u32, rng: &mut Rng) -> Duration {
         let spread = 1.0 + self.jitter * (2.0 * rng.unit() - 1.0);
         let nominal = self.nominal(failures);
         Duration::try_from_secs_f64(nominal.as_secs_f64() * spread).unwrap_or(nominal)
