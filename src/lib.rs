@@ -80,26 +80,35 @@
 
 pub mod balancer;
 mod channel;
+mod classifier;
 mod clock;
 mod endpoint;
 mod error;
 pub mod load;
 pub mod policy;
+mod probe;
 mod report;
 pub mod resolver;
+pub mod retry;
 pub mod rng;
+mod sync;
 mod target;
 mod timestamp;
 pub mod transport;
 
+#[cfg(feature = "__fuzz")]
+#[doc(hidden)]
+pub use channel::fuzzing;
 pub use channel::{
     Avoid, BalanceLayer, Builder, Channel, EndpointStatus, MethodConfig, Override, Resolution,
     ResponseBody, Served, WaitForReady,
 };
+pub use classifier::{Blame, Classifier};
 pub use endpoint::{Address, Connectivity, Endpoint, EndpointId};
 pub use error::{ConnectError, Error, ResolveError};
 pub use policy::{ClientIp, HashKey};
-pub use report::{Completion, LoadReport, Outcome, StatusCode};
+pub use probe::{HealthCheck, TcpCheck};
+pub use report::{Completion, Health, LoadReport, Outcome, StatusCode, Unfit};
 pub use target::Target;
 pub use timestamp::Timestamp;
 #[cfg(feature = "tls")]

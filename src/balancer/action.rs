@@ -4,10 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::backoff::Backoff;
+use super::outlier::{OutlierDetection, Standing};
+use super::panic::Panic;
+use crate::classifier::Classifier;
 use crate::endpoint::{Address, Connectivity, Endpoint, EndpointId};
 use crate::error::{ConnectError, Error, ResolveError};
-use crate::load::Loads;
+use crate::load::{Loads, Terms};
 use crate::policy::{HashOn, Pickers};
+use crate::report::Health;
 use crate::timestamp::Timestamp;
 
 /// What a balancer heeds.
@@ -31,6 +35,33 @@ pub struct Config {
     /// How long the last list with somebody in it stays in use when the resolver says that there is nobody,
     /// from the first time it says so. Default 0: an empty list takes effect at once. Up to 24 h.
     pub keep_last_good: Duration,
+    /// Calls that one endpoint may have in flight; the rest go elsewhere. Default: no limit; at least 1.
+    pub max_in_flight_per_endpoint: Option<u32>,
+    /// Whom the codes of calls that end speak of.
+    pub classifier: Classifier,
+    /// Who is ejected for failing; `None` is nobody.
+    pub outliers: Option<OutlierDetection>,
+    /// What happens when too few endpoints can be used.
+    pub panic: Panic,
+    /// Whether endpoints are asked how they are, and by what. Default: they are not.
+    pub health: HealthSource,
+    /// How long an endpoint that joins others is spared. Default 0: it is not. Up to 1 h.
+    pub slow_start: Duration,
+    /// The most connections an endpoint has: another is dialled when calls find those it has full, and closed
+    /// again when it carried nothing for 30 s. Default 1, which is gRPC's; in `1..=10`, the range of gRFC A105.
+    pub max_connections_per_endpoint: usize,
+}
+
+/// Where news of an endpoint's health comes from ([`Balancer::handle_health`](super::Balancer::handle_health)).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HealthSource {
+    /// There is none: who is connected is well.
+    #[default]
+    None,
+    /// The server says so itself: until it has, its endpoint is CONNECTING.
+    Server,
+    /// From outside, by connecting to its port: nothing is known of what goes on behind it.
+    Port,
 }
 
 impl Default for Config {
@@ -42,11 +73,30 @@ impl Default for Config {
             stagger: Duration::from_millis(250),
             linger: Duration::from_secs(30),
             keep_last_good: Duration::ZERO,
+            max_in_flight_per_endpoint: None,
+            classifier: Classifier::default(),
+            outliers: Some(OutlierDetection::default()),
+            panic: Panic::default(),
+            health: HealthSource::None,
+            slow_start: Duration::ZERO,
+            max_connections_per_endpoint: 1,
         }
     }
 }
 
 impl Config {
+    /// What endpoints let calls in by.
+    pub(super) fn terms(&self) -> Terms {
+        Terms {
+            max_in_flight: self.max_in_flight_per_endpoint,
+            faults_in_a_row: self
+                .outliers
+                .as_ref()
+                .and_then(OutlierDetection::consecutive_failures),
+            classifier: self.classifier,
+        }
+    }
+
     /// Whether the balancer can work with these.
     ///
     /// # Errors
@@ -68,11 +118,33 @@ impl Config {
                 self.stagger
             )));
         }
+        if self.max_in_flight_per_endpoint == Some(0) {
+            return Err(Error::config(
+                "max_in_flight_per_endpoint 0 must be at least 1",
+            ));
+        }
+        if let Some(outliers) = &self.outliers {
+            outliers.validate()?;
+        }
+        self.panic.validate()?;
+        const HOUR: Duration = Duration::from_secs(3_600);
+        if self.slow_start > HOUR {
+            return Err(Error::config(format!(
+                "slow_start {:?} is not in 0s..=1h",
+                self.slow_start
+            )));
+        }
         const DAY: Duration = Duration::from_secs(86_400);
         if self.keep_last_good > DAY {
             return Err(Error::config(format!(
                 "keep_last_good {:?} is not in 0s..=24h",
                 self.keep_last_good
+            )));
+        }
+        let connections = self.max_connections_per_endpoint;
+        if !(1..=10).contains(&connections) {
+            return Err(Error::config(format!(
+                "max connections per endpoint {connections} is not in 1..=10"
             )));
         }
         Ok(())
@@ -113,7 +185,7 @@ pub enum Action {
         /// The name of the dial.
         attempt: AttemptId,
     },
-    /// This connection has been replaced: it takes no new calls, and those under way finish.
+    /// This connection has been replaced, or is one more than its endpoint needs: it takes no new calls, and those under way finish.
     Retire {
         /// The name of the connection.
         connection: AttemptId,
@@ -131,6 +203,9 @@ pub enum Action {
     /// Count the bytes of every endpoint that has a seat, and say how many by
     /// [`handle_traffic`](super::Balancer::handle_traffic). Every 250 ms, and only where a policy goes by them.
     Measure,
+    /// Say of every connection of the endpoints that have more than one whether it carried calls, by
+    /// [`handle_usage`](super::Balancer::handle_usage). Every 5 s, and only while there are such endpoints.
+    Usage,
 }
 
 /// What calls go by until the next one.
@@ -195,6 +270,33 @@ pub enum Event {
         /// Its number.
         policy: usize,
     },
+    /// An endpoint was ejected, is on probation, or has come back.
+    Standing {
+        /// Whose.
+        id: EndpointId,
+        /// What the resolver said of it.
+        endpoint: Arc<Endpoint>,
+        /// How it stands now.
+        standing: Standing,
+    },
+    /// Another health of an endpoint counts from now on.
+    Health {
+        /// Whose.
+        id: EndpointId,
+        /// What the resolver said of it.
+        endpoint: Arc<Endpoint>,
+        /// What it is.
+        health: Health,
+    },
+    /// So few endpoints can be used that [`Config::panic`] says what happens to calls; or enough can again.
+    Panic {
+        /// Whether it is so now.
+        on: bool,
+        /// Endpoints that can be used.
+        usable: usize,
+        /// All endpoints.
+        of: usize,
+    },
     /// The resolver has no answer just now; the last good list stays in use.
     ResolveFailed(ResolveError),
 }
@@ -216,6 +318,8 @@ pub struct View<'a> {
     pub why: Option<&'a ConnectError>,
     /// How many connections take its calls.
     pub connections: usize,
+    /// How it stands with those who would send it calls.
+    pub standing: Standing,
 }
 
 #[cfg(test)]
@@ -246,6 +350,14 @@ mod tests {
             (
                 broken(|c| c.keep_last_good = Duration::from_secs(86_401)),
                 "keep_last_good 86401s is not in 0s..=24h",
+            ),
+            (
+                broken(|c| c.max_connections_per_endpoint = 0),
+                "max connections per endpoint 0 is not in 1..=10",
+            ),
+            (
+                broken(|c| c.max_connections_per_endpoint = 11),
+                "max connections per endpoint 11 is not in 1..=10",
             ),
             (
                 broken(|c| c.backoff.multiplier = 0.0),

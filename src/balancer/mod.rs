@@ -20,16 +20,27 @@ mod action;
 mod backoff;
 mod bridge;
 mod connectivity;
+mod fitness;
+mod health;
+mod outlier;
 mod pace;
+mod panic;
 mod policies;
 mod publishing;
+mod several;
+mod slow_start;
 mod table;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-pub use action::{Action, AttemptId, Config, Event, Publication, View};
+pub use action::{Action, AttemptId, Config, Event, HealthSource, Publication, View};
 pub use backoff::Backoff;
+#[cfg(test)]
+pub(crate) use health::Damped;
+pub use outlier::{FailurePercentage, MaxEjection, OutlierDetection, Standing, SuccessRate};
+pub use panic::Panic;
+pub use slow_start::spared;
 
 use crate::endpoint::{Connectivity, Endpoint, EndpointId};
 use crate::error::{ConnectError, ResolveError};
@@ -39,8 +50,11 @@ use crate::report::LoadReport;
 use crate::rng::Rng;
 use crate::timestamp::Timestamp;
 
-use connectivity::{Around, Effects, News};
+use connectivity::{Around, Effects, News, Wish};
+use fitness::Surroundings;
+use outlier::Outliers;
 use pace::Pace;
+use panic::Mood;
 use policies::Policies;
 use table::Table;
 
@@ -57,6 +71,13 @@ pub struct Balancer {
     deadlines: BTreeSet<(Timestamp, EndpointId)>,
     pace: Pace,
     tally: Tally,
+    /// Who is ejected, where anybody may be.
+    outliers: Option<Outliers>,
+    /// Nobody makes calls, and nobody is connected.
+    asleep: bool,
+    /// How many endpoints cannot be used, and what follows.
+    unusable: usize,
+    mood: Mood,
     /// Endpoints that became ready since the last publication.
     joining: Vec<EndpointId>,
     /// Until when endpoints that left the list may stay in use, while there are any.
@@ -67,6 +88,9 @@ pub struct Balancer {
     wake: Option<Timestamp>,
     /// When bytes are to be counted next, where a policy goes by them.
     measure: Option<Timestamp>,
+    /// Endpoints with more than one connection, and when to ask next which of those are of use.
+    several: BTreeSet<EndpointId>,
+    usage: Option<Timestamp>,
     resolved: Resolved,
     stale: Stale,
     published: Option<(Timestamp, Pickers, Arc<[HashOn]>)>,
@@ -146,18 +170,23 @@ impl Balancer {
         Self {
             table: Table::new(config.max_endpoints, rng.word()),
             pace: Pace::new(config.connect_rate),
-            config,
-            policies: Policies::new(first, more),
+            policies: Policies::new(config.terms(), first, more),
             rng,
             attempts: BTreeMap::new(),
             next_attempt: 0,
             deadlines: BTreeSet::new(),
             tally: Tally::default(),
+            outliers: config.outliers.map(Outliers::new),
+            asleep: false,
+            unusable: 0,
+            mood: Mood::Calm,
             joining: Vec::new(),
             bridge: None,
             kept: None,
             wake: None,
             measure: None,
+            several: BTreeSet::new(),
+            usage: None,
             resolved: Resolved::Nothing,
             stale: Stale::No,
             published: None,
@@ -166,6 +195,7 @@ impl Balancer {
             look_again: false,
             actions: VecDeque::new(),
             events: VecDeque::new(),
+            config,
         }
     }
 
@@ -226,8 +256,12 @@ impl Balancer {
             self.stale = self.stale.max(Stale::Members);
         }
         let removed = change.closed.len();
-        self.depart(change.closed, now);
         self.tally.idle += change.added;
+        // Before the others leave: how many may be out is not to be fewer for a moment.
+        if let Some(outliers) = &mut self.outliers {
+            change.opened.iter().for_each(|&id| outliers.insert(id));
+        }
+        self.depart(change.closed, now);
         for &id in &change.opened {
             if let Some(row) = self.table.get_mut(id) {
                 self.actions.push_back(Action::Open {
@@ -279,9 +313,11 @@ impl Balancer {
     }
 
     /// A pick asked for a connection to this endpoint. It is dialled once, at the earliest when its
-    /// backoff allows.
+    /// backoff allows. On an idle channel that was a call from before, and nobody is: who makes one wakes it first.
     pub fn handle_wanted(&mut self, id: EndpointId, now: Timestamp) {
-        self.tell(id, News::Asked, now);
+        if !self.asleep {
+            self.tell(id, News::Asked, now);
+        }
     }
 
     /// Another policy is to take the place of the one with this number. It does as soon as it has somebody for a
@@ -298,6 +334,28 @@ impl Balancer {
             self.stale = self.stale.max(Stale::Members);
         }
         known
+    }
+
+    /// No calls have been made for as long as is enough: every connection is let go of, and the channel is IDLE, until
+    /// [`handle_awake`](Self::handle_awake). The list of endpoints stays, and may change.
+    pub fn handle_idle(&mut self, now: Timestamp) {
+        if std::mem::replace(&mut self.asleep, true) {
+            return;
+        }
+        self.wake = None;
+        self.measure = None;
+        self.stale = Stale::Urgent;
+        let ids: Vec<EndpointId> = self.table.rows().map(|row| row.id).collect();
+        for id in ids {
+            self.tell(id, News::Wished(Wish::LetGo), now);
+        }
+    }
+
+    /// Calls are made again.
+    pub fn handle_awake(&mut self) {
+        if std::mem::replace(&mut self.asleep, false) {
+            self.stale = Stale::Urgent;
+        }
     }
 
     /// A server said how it is doing. News of an endpoint that has left is ignored.
@@ -324,8 +382,10 @@ impl Balancer {
             if let Some(row) = self.table.get_mut(id) {
                 row.deadline = None;
             }
+            self.age_health(id, now);
             self.tell(id, News::Tick, now);
         }
+        self.sweep(now);
         self.depart_by_time(now);
         if self.wake.is_some_and(|at| at <= now) {
             self.wake = None;
@@ -335,6 +395,7 @@ impl Balancer {
             self.measure = Some(now + MEASURED_EVERY);
             self.actions.push_back(Action::Measure);
         }
+        self.ask_usage(now);
         if self.kept.is_some_and(|until| until <= now) {
             self.take_up(Vec::new(), now);
         }
@@ -343,6 +404,8 @@ impl Balancer {
     /// The next thing to do, in the order it is to be done.
     pub fn poll_action(&mut self, now: Timestamp) -> Option<Action> {
         if self.actions.is_empty() {
+            self.restand(now);
+            self.reconsider(now);
             self.publish(now);
             self.dial(now);
             if std::mem::take(&mut self.look_again) {
@@ -370,6 +433,12 @@ impl Balancer {
             self.kept,
             self.wake,
             self.measure,
+            self.outliers.as_ref().and_then(Outliers::poll_timeout),
+            self.outliers
+                .as_ref()
+                .filter(|_| !self.asleep)
+                .and_then(Outliers::sweep_due),
+            self.usage,
         ];
         timers.into_iter().flatten().min()
     }
@@ -390,6 +459,7 @@ impl Balancer {
             since: row.since,
             why: row.link.why(),
             connections: row.link.connections(),
+            standing: row.standing,
         })
     }
 
@@ -401,6 +471,7 @@ impl Balancer {
         let around = Around {
             endpoint: &row.endpoint,
             backoff: &self.config.backoff,
+            most: self.config.max_connections_per_endpoint,
             served: &|| row.loads.outcomes().served(),
             now,
             rng: &mut self.rng,
@@ -409,6 +480,7 @@ impl Balancer {
             News::Failed(attempt, _) | News::Lost(attempt, _) => Some(*attempt),
             _ => None,
         };
+        let first = matches!(&news, News::Connected(_)) && row.link.connections() == 0;
         let Effects {
             abandon,
             retire,
@@ -430,7 +502,12 @@ impl Balancer {
         if join_line && !std::mem::replace(&mut row.in_line, true) {
             self.pace.queue(id);
         }
+        let several = row.link.connections() > 1;
         self.look_again |= resolve;
+        if first {
+            self.forget(id);
+        }
+        self.note_several(id, several, now);
         self.enter_deadline(id);
         self.note_state(id, resolve, now);
     }
@@ -440,7 +517,8 @@ impl Balancer {
         let Some(row) = self.table.get_mut(id) else {
             return;
         };
-        let deadline = row.link.deadline();
+        let both = [row.link.deadline(), row.health.deadline()];
+        let deadline = both.into_iter().flatten().min();
         if deadline == row.deadline {
             return;
         }
@@ -454,10 +532,26 @@ impl Balancer {
 
     /// Notices that an endpoint's effective state has changed. `failure`: by a failure or a loss.
     fn note_state(&mut self, id: EndpointId, failure: bool, now: Timestamp) {
+        let surroundings = self.surroundings();
+        let calm = Surroundings {
+            mood: Mood::Calm,
+            ..surroundings
+        };
         let Some(row) = self.table.get_mut(id) else {
             return;
         };
-        let (from, to) = (row.state, row.link.state());
+        let unusable = row.effective(calm) == Connectivity::TransientFailure;
+        if std::mem::replace(&mut row.unusable, unusable) != unusable {
+            match unusable {
+                true => self.unusable += 1,
+                false => self.unusable -= 1,
+            }
+        }
+        // Calls that wait for room there hear of it with the next publication, which the state alone would not bring.
+        if row.admit(surroundings) {
+            self.stale = self.stale.max(Stale::Words);
+        }
+        let (from, to) = (row.state, row.effective(surroundings));
         let why = row.link.why().filter(|_| failure);
         // A connector's own error names the address; one of another's making may not.
         let words = why.map(|why| {
@@ -488,7 +582,7 @@ impl Balancer {
             if to == Connectivity::Ready {
                 self.joining.push(id);
             }
-            self.depart_by_state(leaving, to);
+            self.depart_by_state(leaving, to, now);
         }
         if let Some(words) = words {
             self.explain(words);

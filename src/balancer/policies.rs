@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::endpoint::EndpointId;
-use crate::load::{Cells, Load, Loads, median, rescore};
+use crate::load::{Cells, Load, Loads, Terms, median, rescore};
 use crate::policy::{
     Connect, Decision, HashOn, Member, PickInfo, PickResult, Picker, Pickers, Policy,
 };
@@ -20,6 +20,8 @@ pub(super) struct Policies {
     first: Scored,
     more: Vec<Scored>,
     hash_on: Arc<[HashOn]>,
+    /// What endpoints let calls in by.
+    terms: Terms,
 }
 
 #[derive(Debug)]
@@ -148,12 +150,13 @@ impl Wishes {
 }
 
 impl Policies {
-    pub(super) fn new(first: Box<dyn Policy>, more: Vec<Box<dyn Policy>>) -> Self {
+    pub(super) fn new(terms: Terms, first: Box<dyn Policy>, more: Vec<Box<dyn Policy>>) -> Self {
         let all = std::iter::once(&first).chain(&more);
         Self {
             hash_on: all.map(|policy| policy.hash_on()).collect(),
             first: Scored::new(first),
             more: more.into_iter().map(Scored::new).collect(),
+            terms,
         }
     }
 
@@ -175,7 +178,7 @@ impl Policies {
     /// Fresh loads for the new tenant of `slot`; see [`Cells::cell`].
     pub(super) fn loads(&mut self, slot: usize) -> Loads {
         let more = self.more.iter_mut().map(|scored| scored.load(slot));
-        Loads::new(self.first.load(slot), more)
+        Loads::under(self.terms, self.first.load(slot), more)
     }
 
     /// What a newcomer among `others` should begin with, for each policy.

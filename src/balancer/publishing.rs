@@ -4,20 +4,40 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::connectivity::{News, Wish};
+use super::panic::Mood;
 use super::{Action, Balancer, Event, Publication, Resolved, Stale};
 use crate::endpoint::{Connectivity, EndpointId};
-use crate::policy::{HashOn, Pickers};
+use crate::policy::{HashOn, PickInfo, PickResult, Picker, Pickers};
 use crate::timestamp::Timestamp;
 
 /// Publications for news that can wait are this far apart: a thousand endpoints that become ready one
 /// after the other are then a few pickers and not a thousand.
 const COALESCE: Duration = Duration::from_millis(5);
 
+/// As many pickers, which answer every call like this.
+fn answer_all(pickers: &Pickers, answer: PickResult) -> Pickers {
+    #[derive(Debug)]
+    struct Always(PickResult);
+
+    impl Picker for Always {
+        fn pick(&self, _: &PickInfo<'_>) -> PickResult {
+            self.0.clone()
+        }
+    }
+
+    let always: Arc<dyn Picker> = Arc::new(Always(answer));
+    vec![always; pickers.len()].into()
+}
+
 impl Balancer {
     /// The state of the whole as it should be published.
     fn aggregate(&self) -> Connectivity {
         match self.resolved {
+            _ if self.asleep => Connectivity::Idle,
             Resolved::Nothing => Connectivity::Connecting,
+            Resolved::Failure | Resolved::List if self.mood == Mood::Fail => {
+                Connectivity::TransientFailure
+            }
             Resolved::Failure | Resolved::List => self.tally.aggregate(),
         }
     }
@@ -43,7 +63,7 @@ impl Balancer {
         let place = self.actions.len();
         let last = self.published.take();
         let (pickers, hash_on) = match (last, self.stale) {
-            (Some((_, pickers, hash_on)), Stale::Words) => {
+            (Some((_, pickers, hash_on)), stale) if self.asleep || stale == Stale::Words => {
                 self.stale = Stale::No;
                 (pickers, hash_on)
             }
@@ -51,6 +71,13 @@ impl Balancer {
                 self.stale = Stale::No;
                 self.decide(now)
             }
+        };
+        // Woken before its first list, a channel has none yet, and not one of nobody.
+        let waits = self.asleep || self.resolved == Resolved::Nothing;
+        let pickers = match (waits, self.mood) {
+            (true, _) => answer_all(&pickers, PickResult::Queue { connect: None }),
+            (false, Mood::Fail) => answer_all(&pickers, PickResult::Fail),
+            (false, Mood::Calm | Mood::UseAll) => pickers,
         };
         self.published = Some((now, pickers.clone(), hash_on.clone()));
         let (from, to) = (self.state, self.aggregate());
@@ -105,9 +132,14 @@ impl Balancer {
         });
         let others: Vec<_> = others.map(|row| &row.loads).collect();
         let medians = self.policies.medians(&others);
+        // Where everybody is new, nobody is to be spared: the calls have to go somewhere.
+        let spared = !self.config.slow_start.is_zero() && !others.is_empty();
         for id in joining {
             if let Some(row) = self.table.get_mut(id) {
                 row.loads.join(medians.iter().copied(), now);
+                if spared {
+                    row.loads.spare(now, self.config.slow_start);
+                }
             }
         }
     }

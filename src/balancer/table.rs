@@ -8,8 +8,10 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Weak};
 
 use super::connectivity::Link;
+use super::health::Damped;
+use super::outlier::Standing;
 use crate::endpoint::{Address, Connectivity, Endpoint, EndpointId};
-use crate::load::{Load, Loads};
+use crate::load::{Entry, Load, Loads};
 use crate::timestamp::Timestamp;
 
 /// Everything known of one endpoint.
@@ -26,6 +28,15 @@ pub(super) struct Row {
     pub(super) deadline: Option<Timestamp>,
     /// Whether it stands in the line of those who want to dial.
     pub(super) in_line: bool,
+    /// Whether it may have calls, and how well its server is.
+    pub(super) standing: Standing,
+    pub(super) health: Damped,
+    /// Who is let in, as its loads were told.
+    pub(super) entry: Entry,
+    /// Calls answered without blame and server faults at the last sweep.
+    pub(super) counted: (u64, u64),
+    /// Whether it could not be used when that was last looked at, panic or not.
+    pub(super) unusable: bool,
     /// Where in the list it is. `None`: not in it any more, and in use until somebody who is can take calls.
     pub(super) place: Option<usize>,
 }
@@ -277,6 +288,11 @@ impl Table {
             since: now,
             deadline: None,
             in_line: false,
+            standing: Standing::Admitted,
+            health: Damped::default(),
+            entry: Entry::Open,
+            counted: (0, 0),
+            unusable: false,
             place: Some(place),
         });
         id
@@ -300,6 +316,11 @@ impl Table {
         self.slots.iter().filter_map(|slot| slot.row.as_ref())
     }
 
+    /// The same, to be changed.
+    pub(super) fn rows_mut(&mut self) -> impl Iterator<Item = &mut Row> {
+        self.slots.iter_mut().filter_map(|slot| slot.row.as_mut())
+    }
+
     /// How many endpoints the list has.
     pub(super) fn listed(&self) -> usize {
         self.places.len() - self.leaving
@@ -310,6 +331,7 @@ impl Table {
 mod tests {
     use super::super::policies::Policies;
     use super::*;
+    use crate::load::Terms;
     use crate::policy::Random;
 
     struct Bench {
@@ -321,7 +343,7 @@ mod tests {
         fn new(limit: usize) -> Self {
             Self {
                 table: Table::new(limit, 7),
-                policies: Policies::new(Box::new(Random), vec![Box::new(Random)]),
+                policies: Policies::new(Terms::NONE, Box::new(Random), vec![Box::new(Random)]),
             }
         }
 

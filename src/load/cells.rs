@@ -3,11 +3,11 @@
 //! Side by side, so that a scan of all of them is a walk through memory.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::Scoring;
 use super::score::{Ascent, Event, Word, units};
+use crate::sync::{AtomicU64, Ordering, fence};
 use crate::timestamp::Timestamp;
 
 /// How many words lie side by side.
@@ -57,9 +57,12 @@ impl Cells {
         let (chunk, offset) = (slot / CHUNK, slot % CHUNK);
         while self.chunks.len() <= chunk {
             self.chunks.push(Arc::new(Chunk {
-                words: [const { AtomicU64::new(0) }; CHUNK],
+                words: std::array::from_fn(|_| AtomicU64::new(0)),
             }));
         }
+        // Pairs with the release by which the last holder of the former tenant's Load let go of it, which was looked
+        // for with less than an acquire: what was done to the word then comes before this.
+        fence(Ordering::Acquire);
         // Relaxed: the new tenant's Load is handed to other threads by a channel or a snapshot swap,
         // which orders this before whatever they do to it.
         self.chunks[chunk].words[offset].store(0, Ordering::Relaxed);
@@ -119,6 +122,22 @@ impl Cell {
     pub(crate) fn word(&self) -> Word {
         // Relaxed: the word guards no other data.
         Word(self.atomic().load(Ordering::Relaxed))
+    }
+
+    /// Counts a call in, if fewer than `limit` are in flight.
+    #[inline]
+    pub(crate) fn begin_below(&self, limit: u32) -> bool {
+        let cell = self.atomic();
+        let mut seen = cell.load(Ordering::Relaxed);
+        while Word(seen).in_flight() < u64::from(limit) {
+            let next = Word(seen).after(Event::Begun);
+            // As in `apply`.
+            match cell.compare_exchange_weak(seen, next.0, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => return true,
+                Err(now) => seen = now,
+            }
+        }
+        false
     }
 
     /// Applies one event, and says what came of it.

@@ -1,9 +1,12 @@
 //! The loads of one endpoint, one for each policy of its channel.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use super::gate::{Admission, Entrance, Entry, Gate, Notice, Terms};
 use super::{Estimate, Latency, Load, Outcomes};
-use crate::report::{Completion, LoadReport};
+use crate::classifier::Blame;
+use crate::report::{Completion, LoadReport, StatusCode};
 use crate::timestamp::Timestamp;
 
 /// The live facts of one endpoint, for all policies of its channel.
@@ -18,14 +21,21 @@ pub struct Loads {
     // Nearly every channel has one policy: a call then goes straight to its load.
     first: Arc<Load>,
     more: Arc<[Arc<Load>]>,
+    gate: Arc<Gate>,
 }
 
 impl Loads {
-    /// The loads of one endpoint, that of the first policy first.
+    /// The loads of one endpoint, that of the first policy first. Every call is let in.
     pub fn new(first: Load, more: impl IntoIterator<Item = Load>) -> Self {
+        Self::under(Terms::NONE, first, more)
+    }
+
+    /// The same, where calls are let in and judged by `terms`.
+    pub fn under(terms: Terms, first: Load, more: impl IntoIterator<Item = Load>) -> Self {
         Self {
             first: Arc::new(first),
             more: more.into_iter().map(Arc::new).collect(),
+            gate: Arc::new(Gate::new(terms)),
         }
     }
 
@@ -50,31 +60,103 @@ impl Loads {
         }
     }
 
-    /// A call was given to this endpoint. Each `begin` needs one [`end`](Self::end).
+    /// Whether a call would be let in just now: it may still be refused by [`try_begin`](Self::try_begin), when another
+    /// comes first.
     #[inline]
-    pub fn begin(&self) {
-        self.first.begin();
+    pub fn entrance(&self) -> Entrance {
+        self.gate.entrance(|| self.in_flight())
+    }
+
+    /// Gives a call to this endpoint, if it is let in. Each that is needs one [`end`](Self::end).
+    #[inline]
+    pub fn try_begin(&self) -> Option<Admission> {
+        let admission = self.gate.enter()?;
+        match self.gate.terms().max_in_flight {
+            Some(limit) if !admission.is_trial() => {
+                if !self.first.try_begin(limit) {
+                    return None;
+                }
+            }
+            _ => self.first.begin(),
+        }
         for load in self.more.iter() {
             load.begin();
         }
+        Some(admission)
     }
 
-    /// The first message of a call that goes on has arrived; see [`Load::spoke`].
+    /// Gives a call to this endpoint, whether it would be let in or not: who asks for an endpoint by name means it.
+    pub fn begin(&self) -> Admission {
+        self.iter().for_each(|load| load.begin());
+        Admission::PLAIN
+    }
+
+    /// The first message of a call that goes on has arrived; see [`Load::spoke`]. A trial call has passed with it: the
+    /// stream may go on for days.
     #[inline]
-    pub fn spoke(&self) {
+    pub fn spoke(&self, admission: &mut Admission) -> Option<Notice> {
         self.iter().for_each(|load| load.spoke());
+        let taken = std::mem::replace(admission, Admission::PLAIN).trial()?;
+        let current = self.gate.leave(taken);
+        current.then_some(Notice::Trial { passed: true })
     }
 
     /// A call of the `policy`-th policy that began at `started` has ended at `now`.
     #[inline]
-    pub fn end(&self, policy: usize, completion: &Completion, started: Timestamp, now: Timestamp) {
+    pub fn end(
+        &self,
+        policy: usize,
+        completion: &Completion,
+        admission: Admission,
+        started: Timestamp,
+        now: Timestamp,
+    ) -> Option<Notice> {
         let load = self.of(policy);
-        load.end(completion, started, now);
+        let blame = self.gate.blame(completion.outcome);
+        load.end_by(completion, blame, started, now);
         if !self.more.is_empty() {
+            let answered = blame == Some(Blame::Nobody);
             // The pointer tells one load of this endpoint from another, not who anybody is.
             let others = self.iter().filter(|other| !Arc::ptr_eq(other, load));
-            others.for_each(|other| other.end_of_another(completion.outcome));
+            others.for_each(|other| other.end_of_another(answered));
         }
+        let trial = admission.trial();
+        let trial = trial.is_some_and(|taken| self.gate.leave(taken));
+        self.gate.judge(blame, trial)
+    }
+
+    /// Whether calls that wait for room should hear when one ends here.
+    #[inline]
+    pub fn is_narrow(&self) -> bool {
+        self.gate.is_narrow()
+    }
+
+    /// Changes who is let in.
+    pub(crate) fn admit(&self, entry: Entry) {
+        self.gate.set(entry);
+    }
+
+    /// From `now` on the endpoint is given a share of its calls that grows to the whole within `window`.
+    pub(crate) fn spare(&self, now: Timestamp, window: Duration) {
+        self.gate.spare(now, window);
+    }
+
+    /// For how long the endpoint has been spared calls at `now`, and for how long it is in all; nothing where it is
+    /// not.
+    #[inline]
+    pub fn spared(&self, now: Timestamp) -> Option<(Duration, Duration)> {
+        self.gate.spared(now)
+    }
+
+    /// How many calls were answered without blame for the server or its load so far, and how many ended in its fault:
+    /// what ejection goes by.
+    pub(crate) fn verdicts(&self) -> (u64, u64) {
+        let outcomes = self.outcomes();
+        let classifier = &self.gate.terms().classifier;
+        let codes = (0..StatusCode::COUNT as u8).map(StatusCode::new);
+        let good = codes.filter(|&code| classifier.blame(code) == Blame::Nobody);
+        let good = good.map(|code| outcomes.answered(code)).sum();
+        (good, self.gate.all_faults())
     }
 
     /// The server said how it is doing: [`Load::report`] for each policy.
@@ -114,8 +196,7 @@ impl Loads {
 mod tests {
     use super::super::{Cells, Scoring};
     use super::*;
-    use crate::report::{Outcome, StatusCode};
-    use std::time::Duration;
+    use crate::report::Outcome;
 
     const SCORING: Scoring = Scoring::Latency {
         window: Duration::from_secs(5),
@@ -134,28 +215,29 @@ mod tests {
     }
 
     fn call(loads: &Loads, policy: usize, outcome: Outcome, millis: u64) {
-        loads.begin();
+        let admission = loads.begin();
         let latency = Duration::from_millis(millis);
-        loads.end(
+        let notice = loads.end(
             policy,
             &Completion { outcome, latency },
+            admission,
             ms(10),
             ms(10 + millis),
         );
+        assert_eq!(notice, None, "nobody asked for any");
     }
 
     #[test]
     fn a_call_under_way_counts_for_all_and_its_end_for_whoever_chose() {
         let loads = loads();
-        loads.begin();
-        loads.begin();
+        let (one, _two) = (loads.begin(), loads.begin());
         assert!(loads.iter().all(|load| load.in_flight() == 2));
         let latency = Duration::from_millis(30);
         let completion = Completion {
             outcome: OK,
             latency,
         };
-        loads.end(2, &completion, ms(10), ms(40));
+        let _ = loads.end(2, &completion, one, ms(10), ms(40));
         assert!(loads.iter().all(|load| load.in_flight() == 1));
         assert_eq!((loads.in_flight(), loads.picks()), (1, 2));
         assert_eq!(loads.of(0).estimate(), None, "0 has chosen nobody yet");
@@ -200,8 +282,8 @@ mod tests {
         call(&loads, 2, OK, 1);
         assert!(!on_trial(0) && !on_trial(2));
         loads.join([None, None, None], ms(20));
-        loads.begin();
-        loads.spoke();
+        let mut admission = loads.begin();
+        assert_eq!(loads.spoke(&mut admission), None);
         assert!(!on_trial(0) && !on_trial(2), "nor one whose stream goes on");
     }
 }

@@ -217,11 +217,11 @@ mod tests {
     fn only_policies_that_go_by_it_keep_it() {
         let mut cells = Cells::new(Scoring::InFlight);
         let loads = Loads::new(Load::new(cells.cell(0)), [load()]);
-        loads.begin();
+        let _ = loads.begin();
         loads.measure(0, at(0));
-        loads.begin();
+        let _ = loads.begin();
         loads.measure(500, at(500));
-        loads.begin();
+        let _ = loads.begin();
         assert_eq!(loads.of(0).bandwidth(at(500)), None);
         near(loads.of(1).bandwidth(at(500)), 1_000.0);
         assert_eq!(loads.of(1).calls_since_measured(), 1);

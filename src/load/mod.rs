@@ -6,7 +6,7 @@
 //! a `Load` for each of them, and [`Loads`] keeps them together.
 //!
 //! **Errors never look like speed.** A server that fails at once would be the fastest of all. So a
-//! server fault (see [`StatusCode::is_server_fault`](crate::StatusCode::is_server_fault)) never lowers a
+//! server fault (a status that speaks of the server or its load, see [`Classifier`]) never lowers a
 //! score, and raises it by a ladder: each of the first four in a row makes the endpoint look four times
 //! as slow as it, the failed call or the fastest endpoint is; from the fifth on it counts as one that takes 5 s (for
 //! in-flight scores: as busier than all others) and gets a single trial call every 5 s. A success of a
@@ -17,6 +17,7 @@
 //! until the first that is answered without a server fault.
 
 mod cells;
+mod gate;
 mod histogram;
 mod loads;
 mod measured;
@@ -27,15 +28,17 @@ mod score;
 
 use std::fmt;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 pub use cells::{Cell, Cells};
+pub use gate::{Admission, Entrance, Notice, Terms};
 pub use histogram::Latency;
 pub use loads::Loads;
 pub use outcomes::Outcomes;
 
 pub(crate) use cells::{CHUNK, Chunk, Shared};
+pub(crate) use gate::Entry;
+pub(crate) use histogram::{BUCKETS, bucket, bucket_end};
 pub(crate) use measured::MEASURED_EVERY;
 pub(crate) use score::{Word, handicap};
 
@@ -45,7 +48,9 @@ use outcomes::Counters;
 use reported::Reported;
 use score::{Event, log2, log2_of, units};
 
+use crate::classifier::{Blame, Classifier};
 use crate::report::{Completion, Outcome};
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::timestamp::Timestamp;
 
 /// How slow a penalised endpoint counts as, and how long it waits for a trial call. 5 s is
@@ -211,15 +216,40 @@ impl Load {
         }
     }
 
-    /// A call that began at `started` has ended at `now`.
+    /// A call was given to this endpoint, if fewer than `limit` are under way.
+    #[inline]
+    fn try_begin(&self, limit: u32) -> bool {
+        self.cell.begin_below(limit)
+    }
+
+    /// A call that began at `started` has ended at `now`. Codes speak of whom they usually do
+    /// ([`Classifier::default`]).
     pub fn end(&self, completion: &Completion, started: Timestamp, now: Timestamp) {
+        let blame = match completion.outcome {
+            Outcome::Answered(code) => Some(Classifier::USUAL.blame(code)),
+            Outcome::Pushed(_) => Some(Blame::Load),
+            Outcome::Cancelled | Outcome::Refused => None,
+        };
+        self.end_by(completion, blame, started, now);
+    }
+
+    /// The same, where the end speaks of whom `blame` says.
+    #[inline]
+    fn end_by(
+        &self,
+        completion: &Completion,
+        blame: Option<Blame>,
+        started: Timestamp,
+        now: Timestamp,
+    ) {
         let slope = self.cell.shared().slope();
         let record = self.record.get_or_init(Record::boxed);
         let nanos = u64::try_from(completion.latency.as_nanos()).unwrap_or(u64::MAX);
         match completion.outcome {
-            Outcome::Answered(code) => {
+            Outcome::Answered(code) | Outcome::Pushed(code) => {
                 // The locked operations come last: a processor does little else beside one.
-                let answer = (!code.is_server_fault()).then(|| self.answered(nanos, started, now));
+                let good = blame == Some(Blame::Nobody);
+                let answer = good.then(|| self.answered(nanos, started, now));
                 record.counters.answered(code);
                 record.latencies.record(nanos);
                 match answer {
@@ -333,8 +363,7 @@ impl Load {
 
     /// A call that another policy gave to this endpoint has ended: one less under way. A newcomer that has
     /// answered anybody is known to answer; how fast is not this policy's concern.
-    fn end_of_another(&self, outcome: Outcome) {
-        let answered = matches!(outcome, Outcome::Answered(code) if !code.is_server_fault());
+    fn end_of_another(&self, answered: bool) {
         self.cell.apply(Event::EndedElsewhere { answered });
     }
 

@@ -75,7 +75,7 @@ fn an_empty_list_means_nobody() {
 fn kept() -> Bench {
     let mut bench = Bench::with(Config {
         keep_last_good: Duration::from_secs(60),
-        ..Config::default()
+        ..calm()
     });
     bench.resolve(list([1, 2]));
     bench.at(1).connected(0);
@@ -138,7 +138,7 @@ fn a_list_with_somebody_in_it_ends_the_keeping() {
 fn an_empty_list_before_any_other_is_not_put_off() {
     let mut bench = Bench::with(Config {
         keep_last_good: Duration::from_secs(60),
-        ..Config::default()
+        ..calm()
     });
     assert_eq!(bench.resolve(vec![]), ["publish TRANSIENT_FAILURE"]);
     assert_eq!(bench.due(), None);

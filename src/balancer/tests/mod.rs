@@ -1,8 +1,10 @@
 //! The balancer as its driver sees it: news in, actions out, literal times.
 
+mod judging;
 mod lists;
 mod policies;
 mod readings;
+mod several;
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -75,9 +77,17 @@ fn why() -> ConnectError {
     ConnectError::new("connection refused")
 }
 
+/// The defaults, where nobody is judged: no timers but those that the test is about.
+fn calm() -> Config {
+    Config {
+        outliers: None,
+        ..Config::default()
+    }
+}
+
 impl Bench {
     fn new() -> Self {
-        Self::with(Config::default())
+        Self::with(calm())
     }
 
     fn with(mut config: Config) -> Self {
@@ -150,6 +160,7 @@ impl Bench {
                 Action::Publish(publication) => format!("publish {}", publication.state),
                 Action::Resolve => "resolve".into(),
                 Action::Measure => "measure".into(),
+                Action::Usage => "usage".into(),
             });
         }
         words
@@ -169,6 +180,9 @@ impl Bench {
                 Event::Kept { endpoints, until } => format!("kept {endpoints} until {until:?}"),
                 Event::Switched { policy } => format!("switched {policy}"),
                 Event::ResolveFailed(error) => format!("no answer: {error}"),
+                Event::Standing { id, standing, .. } => format!("{id:?} {standing:?}"),
+                Event::Health { id, health, .. } => format!("{id:?} {health:?}"),
+                Event::Panic { on, usable, of } => format!("panic {on}: {usable} of {of}"),
             })
             .collect()
     }
@@ -267,7 +281,7 @@ fn a_loss_does_not_wait_for_the_next_publication() {
 fn those_who_left_do_not_pile_up_in_line() {
     let mut bench = Bench::with(Config {
         connect_rate: 1,
-        ..Config::default()
+        ..calm()
     });
     for round in 0..100 {
         bench.resolve(list(10 * round + 1..=10 * round + 10));
@@ -444,7 +458,7 @@ fn a_newcomer_starts_at_the_median_of_the_others() {
 fn a_thousand_events_are_one_publication() {
     let mut bench = Bench::with(Config {
         connect_rate: 100_000,
-        ..Config::default()
+        ..calm()
     });
     let words = bench.resolve(list(1..=1_000));
     let dialled = words
@@ -492,7 +506,7 @@ fn dials_are_paced() {
 fn a_wish_that_comes_and_goes_leaves_no_second_place_in_line() {
     let mut bench = Bench::with(Config {
         connect_rate: 1,
-        ..Config::default()
+        ..calm()
     });
     bench.resolve(list([1, 2]));
     for turn in 0..50 {

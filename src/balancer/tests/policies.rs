@@ -44,7 +44,7 @@ const B: EndpointId = EndpointId::new(1, 0);
 /// Two connected endpoints under `policy`, at 100 ms.
 fn connected(policy: impl Policy + 'static, more: Vec<Box<dyn Policy>>) -> Bench {
     let mut bench = Bench::new();
-    let config = Config::default();
+    let config = calm();
     bench.balancer = Balancer::new(config, Box::new(policy), more, 1);
     bench.resolve(list([1, 2]));
     bench.at(1).connected(0);
@@ -127,7 +127,7 @@ fn a_dial_that_is_let_go_of_is_called_off_and_a_failure_is_forgotten_after_its_b
                 jitter: 0.0,
                 ..Backoff::default()
             },
-            ..Config::default()
+            ..calm()
         },
         Box::new(PickFirst::default()),
         Vec::new(),
@@ -167,7 +167,7 @@ fn a_dial_that_is_let_go_of_is_called_off_and_a_failure_is_forgotten_after_its_b
 fn the_old_policy_serves_until_the_new_one_can() {
     let old = Puppet::new(Some(A), Connect::Exactly(vec![A]));
     let mut bench = Bench::new();
-    bench.balancer = Balancer::new(Config::default(), Box::new(old), Vec::new(), 1);
+    bench.balancer = Balancer::new(calm(), Box::new(old), Vec::new(), 1);
     bench.resolve(list([1, 2]));
     bench.at(1).connected(0);
     bench.at(100).timeout();
@@ -196,7 +196,7 @@ fn the_old_policy_serves_until_the_new_one_can() {
 fn a_switch_before_the_first_list_publishes_nothing() {
     let mut bench = Bench::new();
     let first = Box::new(RoundRobin::default());
-    bench.balancer = Balancer::new(Config::default(), first, Vec::new(), 1);
+    bench.balancer = Balancer::new(calm(), first, Vec::new(), 1);
     bench
         .balancer
         .handle_policy(0, Box::new(PickFirst::default()));
@@ -260,26 +260,23 @@ fn calls_in_flight_latencies_and_penalties_outlast_the_switch() {
     let [a, b] = &loads(&bench)[..] else {
         panic!("two endpoints");
     };
-    let end = |loads: &Loads, code, millis| {
+    let end = |loads: &Loads, admission, code, millis| {
         let completion = Completion {
             outcome: Outcome::Answered(code),
             latency: Duration::from_millis(millis),
         };
-        loads.end(
+        let _ = loads.end(
             0,
             &completion,
+            admission,
             Timestamp::from_millis(101),
             Timestamp::from_millis(101 + millis),
         );
     };
-    for _ in 0..3 {
-        a.begin();
-    }
-    a.begin();
-    end(a, StatusCode::OK, 10);
+    let under_way = [a.begin(), a.begin(), a.begin()];
+    end(a, a.begin(), StatusCode::OK, 10);
     for _ in 0..5 {
-        b.begin();
-        end(b, StatusCode::UNAVAILABLE, 1);
+        end(b, b.begin(), StatusCode::UNAVAILABLE, 1);
     }
     assert!(b.of(0).penalised());
     bench
@@ -298,8 +295,8 @@ fn calls_in_flight_latencies_and_penalties_outlast_the_switch() {
     assert_eq!(a.of(0).estimate(), None);
     assert!(b.of(0).penalised());
     assert_eq!(picked(&mut bench), Some(A));
-    for _ in 0..3 {
-        end(a, StatusCode::OK, 10);
+    for admission in under_way {
+        end(a, admission, StatusCode::OK, 10);
     }
     assert_eq!((a.in_flight(), a.picks()), (0, 4));
 }

@@ -28,7 +28,7 @@ fn counting() -> Bench {
     let more: Vec<Box<dyn Policy>> = vec![Box::new(Counted)];
     let spy = Spy::default();
     bench.seen = spy.seen.clone();
-    bench.balancer = Balancer::new(Config::default(), Box::new(spy), more, 1);
+    bench.balancer = Balancer::new(calm(), Box::new(spy), more, 1);
     bench
 }
 
