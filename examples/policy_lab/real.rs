@@ -86,7 +86,10 @@ async fn play(
     }
     let mut channels = Vec::new();
     for _ in 0..scenario.clients {
-        let channel = Channel::from_endpoints(list.iter().flatten().cloned()).build();
+        let channel = Channel::from_endpoints(list.iter().flatten().cloned())
+            // What is compared is what policies do by themselves.
+            .outlier_detection(None)
+            .build();
         let channel = channel.map_err(|why| format!("no channel: {why}"))?;
         let policy = channel.set_policy((contender.make)());
         policy.map_err(|why| format!("{}: {why}", contender.name))?;

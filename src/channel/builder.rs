@@ -8,21 +8,25 @@ use std::time::Duration;
 use http::uri::{Authority, InvalidUri};
 use tokio::sync::mpsc;
 
-use crate::balancer::{self, Backoff, Balancer};
+use crate::balancer::{self, Backoff, Balancer, OutlierDetection, Panic};
+use crate::classifier::Classifier;
 use crate::endpoint::Connectivity;
 use crate::error::Error;
 use crate::policy::{Adaptive, HashOn, PickInfo, PickResult, Picker, Policy};
+use crate::probe::HealthCheck;
 use crate::resolver::{Dns, Hints, Resolver};
+use crate::retry::{RetryBudget, RetryPolicy, Throttling};
 use crate::target::Target;
 #[cfg(feature = "tls")]
 use crate::transport::Tls;
 use crate::transport::{Connector, Http2Connector, Http2Options};
 
-use super::driver::{Driver, Limits};
+use super::bell::Bell;
+use super::driver::{Ask, Driver, Limits};
 use super::layer::BalanceLayer;
 use super::routes::{MakePolicy, MethodConfig, Wanted};
 use super::service::Channel;
-use super::shared::{Core, Shared};
+use super::shared::{CallLimits, Core, Shared};
 use super::snapshot::{Seats, Snapshot};
 
 /// Collects the settings of a [`Channel`] or a [`BalanceLayer`]; `build` checks them all.
@@ -64,7 +68,10 @@ struct Settings {
     timeout: Option<Duration>,
     connect_timeout: Duration,
     drain_deadline: Duration,
-    queue_limit: usize,
+    calls: CallLimits,
+    retry: RetryPolicy,
+    health: Option<HealthCheck>,
+    idle_timeout: Option<Duration>,
     keep_last_good: Duration,
     balancer: balancer::Config,
 }
@@ -75,7 +82,15 @@ impl Default for Settings {
             timeout: None,
             connect_timeout: Duration::from_secs(10),
             drain_deadline: Duration::from_secs(30),
-            queue_limit: 1_000,
+            calls: CallLimits {
+                queue: 1_000,
+                in_flight: None,
+                throttling: None,
+                retry_budget: RetryBudget::default(),
+            },
+            retry: RetryPolicy::default(),
+            health: None,
+            idle_timeout: Some(Duration::from_secs(1_800)),
             keep_last_good: Duration::from_secs(300),
             balancer: balancer::Config::default(),
         }
@@ -221,10 +236,117 @@ impl<K> Builder<K> {
         self
     }
 
+    /// The most connections to one endpoint. Another is made when calls find those there are at the limit of streams
+    /// that the server set for each (SETTINGS_MAX_CONCURRENT_STREAMS, often 100), one at a time; calls go to the
+    /// oldest that has room, and one that carried nothing for 30 s is closed again.
+    ///
+    /// Default 1, as in gRPC (A105): the limit is the server's word on how much it wants from a client, calls go to
+    /// other endpoints meanwhile, and a server that has become slow is not helped by more connections. Up to 10. More
+    /// than 1 is for servers whose limit is smaller than what they can carry: many long streams, or a proxy before
+    /// them.
+    ///
+    /// ```
+    /// let channel = equipoise::Channel::builder("static:127.0.0.1:50051")?
+    ///     .max_connections_per_endpoint(4)
+    ///     .build()?;
+    /// # Ok::<(), equipoise::Error>(())
+    /// ```
+    pub fn max_connections_per_endpoint(mut self, connections: usize) -> Self {
+        self.settings.balancer.max_connections_per_endpoint = connections;
+        self
+    }
+
     /// The most calls that may wait for an endpoint; one more ends RESOURCE_EXHAUSTED at once.
     /// Default 1,000. 0 means that no call waits.
     pub fn queue_limit(mut self, calls: usize) -> Self {
-        self.settings.queue_limit = calls;
+        self.settings.calls.queue = calls;
+        self
+    }
+
+    /// The most calls that the channel may have in flight, all endpoints together; more wait in the line, and beyond
+    /// [`queue_limit`](Self::queue_limit) end RESOURCE_EXHAUSTED at once. Default: no limit. At least 1.
+    ///
+    /// A call is in flight until its response's body has ended. With `queue_limit(0)` the excess is turned away, and
+    /// none waits.
+    pub fn max_in_flight(mut self, calls: u32) -> Self {
+        self.settings.calls.in_flight = Some(calls);
+        self
+    }
+
+    /// The most calls that one endpoint may have in flight; more go to another, and wait in the line when all are at
+    /// their limit. Default: no limit but the server's own, of streams. At least 1.
+    ///
+    /// A server that hangs then costs so many calls, and not all of them.
+    pub fn max_in_flight_per_endpoint(mut self, calls: u32) -> Self {
+        self.settings.balancer.max_in_flight_per_endpoint = Some(calls);
+        self
+    }
+
+    /// Whom the codes of calls that end speak of: of the server (which is ejected for them), of its load, or of nobody.
+    /// Default: see [`Classifier`].
+    pub fn classifier(mut self, classifier: Classifier) -> Self {
+        self.settings.balancer.classifier = classifier;
+        self
+    }
+
+    /// How long no call is made before the channel closes its connections and asks its resolver no more: it is IDLE
+    /// then, and the next call wakes it, and waits while it connects. Default 30 min, as in gRPC; `None` is never. From
+    /// 1 ms to 24 h. It is noticed up to an eighth of that time late.
+    pub fn idle_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
+        self.settings.idle_timeout = timeout.into();
+        self
+    }
+
+    /// Whether and how servers that are connected are asked if they can take calls. Default: they are not.
+    pub fn health_check(mut self, check: HealthCheck) -> Self {
+        self.settings.balancer.health = check.source();
+        self.settings.health = Some(check);
+        self
+    }
+
+    /// What happens when too few endpoints can be used. Default: calls go to all that are connected when fewer than half
+    /// can; see [`Panic`].
+    pub fn panic(mut self, panic: Panic) -> Self {
+        self.settings.balancer.panic = panic;
+        self
+    }
+
+    /// How long an endpoint that joins others is spared: it is given a share of its calls that grows from a tenth to the
+    /// whole. Default 0, as in gRPC: servers that start slowly, with cold caches or a just-in-time compiler, need it. Up
+    /// to 1 h. Where calls are placed by a key it is without effect, since keys would move twice.
+    ///
+    /// One that comes back from an ejection is spared by [`OutlierDetection::with_slow_start`] instead.
+    ///
+    /// [`OutlierDetection::with_slow_start`]: crate::balancer::OutlierDetection::with_slow_start
+    pub fn slow_start(mut self, window: Duration) -> Self {
+        self.settings.balancer.slow_start = window;
+        self
+    }
+
+    /// Who is ejected for failing, and for how long; `None` is nobody. Default: [`OutlierDetection::default`].
+    pub fn outlier_detection(mut self, detection: impl Into<Option<OutlierDetection>>) -> Self {
+        self.settings.balancer.outliers = detection.into();
+        self
+    }
+
+    /// How calls that fail are tried again, where their method is declared
+    /// [idempotent](MethodConfig::with_idempotent) and has no policy of its own. Default: [`RetryPolicy::default`].
+    pub fn retry(mut self, policy: RetryPolicy) -> Self {
+        self.settings.retry = policy;
+        self
+    }
+
+    /// What all calls together may send beyond what they were asked to: retries and hedges. Default:
+    /// [`RetryBudget::default`]. The calls it counts are those of methods declared idempotent.
+    pub fn retry_budget(mut self, budget: RetryBudget) -> Self {
+        self.settings.calls.retry_budget = budget;
+        self
+    }
+
+    /// Keeps calls from servers that turn most of them away: such a call fails at once, UNAVAILABLE, and is not sent.
+    /// Default: all calls are sent.
+    pub fn throttling(mut self, throttling: Throttling) -> Self {
+        self.settings.calls.throttling = Some(throttling);
         self
     }
 
@@ -276,6 +398,21 @@ impl<K> Builder<K> {
                 "drain_deadline {:?} is not in 0s..=24h",
                 settings.drain_deadline
             )));
+        }
+        if settings.calls.in_flight == Some(0) {
+            return Err(Error::config("max_in_flight 0 must be at least 1"));
+        }
+        if let Some(timeout) = settings.idle_timeout
+            && !(MS..=24 * HOUR).contains(&timeout)
+        {
+            return Err(Error::config(format!(
+                "idle_timeout {timeout:?} is not in 1ms..=24h"
+            )));
+        }
+        settings.retry.validate()?;
+        settings.calls.retry_budget.validate()?;
+        if let Some(throttling) = &settings.calls.throttling {
+            throttling.validate()?;
         }
         settings.balancer.validate()?;
         (self.policy)().check()?;
@@ -360,6 +497,14 @@ impl Builder<Channel> {
     pub fn keepalive(self, interval: Duration, timeout: Duration) -> Self {
         self.with_http2("keepalive", |options| {
             options.with_keepalive(interval, timeout)
+        })
+    }
+
+    /// How long a connection is used before another takes its place, ± 20 %. Default: no limit; see
+    /// [`Http2Options::with_max_connection_age`].
+    pub fn max_connection_age(self, age: Duration) -> Self {
+        self.with_http2("max_connection_age", |options| {
+            options.with_max_connection_age(age)
         })
     }
 
@@ -499,7 +644,7 @@ impl Plan {
         let settings = &self.settings;
         let seed = fastrand::u64(..);
         let first = (self.policy)();
-        let (routes, more) = self.wanted.routes(settings.timeout);
+        let (routes, more) = self.wanted.routes(settings.timeout, settings.retry);
         let unborn: Arc<dyn Picker> = Arc::new(Unborn);
         let snapshot = Snapshot {
             pickers: vec![unborn; 1 + more.len()].into(),
@@ -509,19 +654,41 @@ impl Plan {
             why: None,
         };
         let balancer = Balancer::new(settings.balancer.clone(), first, more, seed);
-        let core = Arc::new(Core::new(snapshot, settings.queue_limit, routes));
+        let core = Arc::new(Core::new(snapshot, &settings.calls, routes));
         let (commands, orders) = mpsc::unbounded_channel();
+        let bell = Bell::new(
+            core.waiters.clone(),
+            core.throttle.clone(),
+            commands.downgrade(),
+        );
         let limits = Limits {
             connect: settings.connect_timeout,
             drain: settings.drain_deadline,
+            health: settings.health.clone(),
+            backoff: settings.balancer.backoff,
+            idle: settings.idle_timeout,
         };
         let hints = Hints::default();
-        let (lists, first) = match &self.resolver {
-            Some(resolver) => (Some(resolver.watch(&self.target, hints.clone())), None),
-            None => (None, self.target.fixed().map(<[_]>::to_vec)),
+        let (lists, ask, first) = match &self.resolver {
+            Some(resolver) => {
+                let lists = resolver.watch(&self.target, hints.clone());
+                let (resolver, target) = (resolver.clone(), self.target.clone());
+                let hints = hints.clone();
+                let ask: Ask = Box::new(move || resolver.watch(&target, hints.clone()));
+                (Some(lists), Some(ask), None)
+            }
+            None => (None, None, self.target.fixed().map(<[_]>::to_vec)),
         };
-        let driver = Driver::new(core.clone(), connector, balancer, limits, orders, hints);
-        let running = Box::pin(driver.run(lists, first));
+        let driver = Driver::new(
+            core.clone(),
+            bell,
+            connector,
+            balancer,
+            limits,
+            orders,
+            (hints, ask, lists),
+        );
+        let running = Box::pin(driver.run(first));
         let shared = Shared::new(core, commands, self.resolver.is_none(), running);
         Channel::new(shared, crate::rng::remix(seed))
     }

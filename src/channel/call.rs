@@ -10,21 +10,27 @@ use http::HeaderMap;
 use tonic::Status;
 use tracing::{Span, field};
 
+use crate::balancer::spared;
 use crate::endpoint::{Address, Connectivity, Endpoint, EndpointId};
 use crate::policy::{HashKey, PickInfo, PickResult};
 use crate::report::{Outcome, StatusCode};
 use crate::rng;
 use crate::timestamp::Timestamp;
 use crate::transport::{
-    CallError, Connection, Failure, Outgoing, Payload, Phase, Reached, Slot, outcome,
+    CallError, Connection, Failure, Outgoing, Payload, Phase, Reached, outcome,
 };
+
+mod repeat;
+
+use repeat::Trail;
 
 use super::deadline::{self, Deadline};
 use super::extensions::{Avoid, Override, Served, WaitForReady};
 use super::foreign::{self, Word};
 use super::labels::Labels;
+use super::routes::Repeat;
 use super::shared::{Core, Shared};
-use super::snapshot::{Live, Room, Seat, Snapshot};
+use super::snapshot::{Admitted, Ground, Room, Seat, Snapshot};
 use super::tracked::{InFlight, ResponseBody, Tracking};
 use super::waiters::{Need, Told};
 
@@ -49,49 +55,65 @@ pub(super) fn run<N: Connection>(
     span: Span,
 ) -> impl Future<Output = Result<http::Response<ResponseBody<N>>, Status>> + Send {
     let (parts, body) = request.into_parts();
-    let mut outgoing = Some(Outgoing {
-        head: Box::new(http::Request::from_parts(parts, ())),
-        payload: Payload::Untouched(body),
-    });
+    let head = Box::new(http::Request::from_parts(parts, ()));
     async move {
         let core = &*shared.core;
-        let mut call = match &outgoing {
-            Some(outgoing) => match Call::read(core, &outgoing.head, random, span) {
-                Ok(call) => call,
-                Err(status) => return Err(refused(status).await),
-            },
-            None => return Err(Status::internal("the call has no request")),
+        let (mut call, repeat) = match Call::read(core, &head, random, span) {
+            Ok(read) => read,
+            Err(status) => return Err(refused(status).await),
         };
-        while let Some(mut request) = outgoing.take() {
-            let admitted = match call.look_first(&shared, &request.head) {
-                Ok(Ok(admitted)) => Ok(admitted),
-                Ok(Err(need)) => Box::pin(call.wait(&shared, &request.head, need)).await,
-                Err(status) => Err(status),
-            };
-            let admitted = match admitted {
-                Ok(admitted) => admitted,
-                Err(status) => return Err(refused(status).await),
-            };
-            call.labels.attempts += 1;
-            call.write_timeout(request.head.headers_mut());
-            let in_flight = InFlight::begin(admitted.seat, call.policy, core.clock, call.now);
-            let sending = admitted.live.connection.call(request, admitted.slot);
-            // The stream keeps what it needs; holding the connection would keep it from closing.
-            drop(admitted.live);
-            let mut sending = pin!(sending);
-            let deadline = &mut call.deadline;
-            match poll_fn(|cx| bounded(sending.as_mut(), deadline, cx)).await {
-                Some(Ok(response)) if foreign::is_grpc(&response) => {
-                    return call.respond(response, in_flight);
-                }
-                Some(Ok(response)) => {
-                    return Err(Box::pin(call.reject(response, in_flight)).await);
-                }
-                Some(Err(error)) => outgoing = call.again(error, in_flight)?,
-                None => return Err(call.expired(in_flight, "while waiting for the response")),
-            }
+        if let Some(throttle) = &core.throttle
+            && !throttle.admit(call.now, rng::remix(call.random))
+        {
+            let status = call.made(Failure::Throttled.status(
+                Phase::Queued,
+                "the servers turn most calls away, and this one was not sent",
+            ));
+            return Err(refused(status).await);
         }
-        Err(Status::internal("the call has no request"))
+        if let Some(repeat) = repeat {
+            let repeat = repeat.clone();
+            return Box::pin(repeat::run(shared, call, head, body, repeat)).await;
+        }
+        let payload = Payload::Untouched(body);
+        match call.attempt(&shared, Outgoing { head, payload }).await {
+            Ok((response, in_flight)) => call.respond(response, in_flight),
+            Err(failed) => Err(failed.status),
+        }
+    }
+}
+
+/// An attempt that came to nothing.
+struct Failed {
+    status: Status,
+    others: Others,
+}
+
+/// What an attempt that came to nothing says of others of the same call.
+#[derive(Clone, Copy, Debug)]
+enum Others {
+    /// Another may do better.
+    Possible,
+    /// No other should begin: as many calls wait as may. Those under way have their endpoint.
+    UnderWay,
+    /// None could do better: the deadline has passed, or the caller's own request is at fault.
+    Useless,
+}
+
+impl Failed {
+    fn once(status: Status) -> Self {
+        let others = Others::Possible;
+        Self { status, others }
+    }
+
+    fn turned_away(status: Status) -> Self {
+        let others = Others::UnderWay;
+        Self { status, others }
+    }
+
+    fn for_good(status: Status) -> Self {
+        let others = Others::Useless;
+        Self { status, others }
     }
 }
 
@@ -141,34 +163,29 @@ struct Call {
     refused: u32,
     /// The call's own, to be told where it went.
     span: Span,
-}
-
-/// An endpoint and a slot on one of its connections.
-struct Admitted<N> {
-    seat: Arc<Seat<N>>,
-    live: Arc<Live<N>>,
-    slot: Slot,
+    /// Which of several attempts this is, and where they all go.
+    trail: Option<(u32, Arc<Trail>)>,
 }
 
 /// What one look at the snapshot gave.
-enum Look<N> {
+enum Look<N: Connection> {
     Admitted(Admitted<N>),
     Wait(Need),
     Fail(Status),
 }
 
 impl Call {
-    /// What the head of a request asks for.
+    /// What the head of a request asks for, and how it is repeated if it may be.
     ///
     /// # Errors
     ///
     /// When it has no time at all.
-    fn read<N: Connection>(
-        core: &Core<N>,
+    fn read<'a, N: Connection>(
+        core: &'a Core<N>,
         head: &http::Request<()>,
         random: u64,
         span: Span,
-    ) -> Result<Self, Status> {
+    ) -> Result<(Self, Option<&'a Repeat>), Status> {
         let started = core.clock.now();
         let asked = head
             .headers()
@@ -187,12 +204,13 @@ impl Call {
         if timeout == Some(Duration::ZERO) {
             return Err(labels.deadline_exceeded("before the call began", None));
         }
-        if timeout.is_some() && tokio::runtime::Handle::try_current().is_err() {
+        let timed = timeout.is_some() || route.repeat.is_some();
+        if timed && tokio::runtime::Handle::try_current().is_err() {
             return Err(Status::unavailable(
-                "a call with a deadline needs a tokio runtime to run on",
+                "a call with a deadline, or one that is retried, needs a tokio runtime to run on",
             ));
         }
-        Ok(Self {
+        let call = Self {
             now: started,
             random,
             policy: route.policy,
@@ -207,7 +225,62 @@ impl Call {
             unsent: 0,
             refused: 0,
             span,
-        })
+            trail: None,
+        };
+        Ok((call, route.repeat.as_ref()))
+    }
+
+    /// One attempt, to the head of its response. It goes elsewhere by itself where it never reached a server.
+    async fn attempt<N: Connection>(
+        &mut self,
+        shared: &Shared<N>,
+        request: Outgoing,
+    ) -> Result<(http::Response<N::Body>, InFlight<N>), Failed> {
+        let mut outgoing = Some(request);
+        while let Some(mut request) = outgoing.take() {
+            let admitted = match self.look_first(shared, &request.head) {
+                Ok(Ok(admitted)) => Ok(admitted),
+                Ok(Err(need)) => Box::pin(self.wait(shared, &request.head, need)).await,
+                Err(status) => Err(Failed::once(status)),
+            };
+            let Admitted {
+                in_flight,
+                live,
+                slot,
+            } = match admitted {
+                Ok(admitted) => admitted,
+                Err(Failed { status, others }) => {
+                    let status = refused(status).await;
+                    return Err(Failed { status, others });
+                }
+            };
+            self.labels.attempts += 1;
+            if let Some((attempt, trail)) = &self.trail {
+                trail.note(*attempt, in_flight.seat().id);
+            }
+            self.write_timeout(request.head.headers_mut());
+            let sending = live.connection.call(request, slot);
+            // The stream keeps what it needs; holding the connection would keep it from closing.
+            drop(live);
+            let mut sending = pin!(sending);
+            let deadline = &mut self.deadline;
+            match poll_fn(|cx| bounded(sending.as_mut(), deadline, cx)).await {
+                Some(Ok(response)) if foreign::is_grpc(&response) => {
+                    return Ok((response, in_flight));
+                }
+                Some(Ok(response)) => {
+                    return Err(Box::pin(self.reject(response, in_flight)).await);
+                }
+                Some(Err(error)) => outgoing = self.again(error, in_flight)?,
+                None => {
+                    let status = self.expired(in_flight, "while waiting for the response");
+                    return Err(Failed::for_good(status));
+                }
+            }
+        }
+        Err(Failed::for_good(Status::internal(
+            "the call has no request",
+        )))
     }
 
     /// Tells the server what is left of the time, never more.
@@ -241,14 +314,14 @@ impl Call {
         shared: &Shared<N>,
         head: &http::Request<()>,
         need: Need,
-    ) -> Result<Admitted<N>, Status> {
+    ) -> Result<Admitted<N>, Failed> {
         let waiters = &shared.core.waiters;
         let ticket = waiters.join(need).map_err(|_| {
             let text = format!(
                 "{} calls are waiting for an endpoint already, the most this channel holds",
                 waiters.len()
             );
-            self.made(Failure::LineFull.status(Phase::Queued, text))
+            Failed::turned_away(self.made(Failure::LineFull.status(Phase::Queued, text)))
         })?;
         let mut told = Told::NOTHING;
         let mut may_look = ticket.may_look();
@@ -262,7 +335,7 @@ impl Call {
                     }
                     Look::Fail(status) => {
                         ticket.given_up(told);
-                        return Err(self.made(status));
+                        return Err(Failed::once(self.made(status)));
                     }
                     Look::Wait(need) => {
                         if ticket.stay(need, told) {
@@ -285,7 +358,8 @@ impl Call {
                     Some(why) => format!("while waiting for an endpoint: {why}"),
                     None => "while waiting for an endpoint".to_owned(),
                 };
-                return Err(self.labels.deadline_exceeded(&phase, self.tried.as_deref()));
+                let status = self.labels.deadline_exceeded(&phase, self.tried.as_deref());
+                return Err(Failed::for_good(status));
             }
             told = ticket.take_news();
             // Untold, it looks only when nobody before it was told something, or the same one was at the last
@@ -306,6 +380,17 @@ impl Call {
                 snapshot.why.as_deref(),
                 "the channel is closed",
             ));
+        }
+        if snapshot.state == Connectivity::Idle {
+            shared.wake();
+            return Look::Wait(Need::State);
+        }
+        if core
+            .breaker
+            .as_ref()
+            .is_some_and(|breaker| breaker.is_full())
+        {
+            return Look::Wait(Need::Room);
         }
         // Endpoints named to be avoided, and those found full or gone, are passed over in this look only: the
         // next may see another list.
@@ -338,6 +423,8 @@ impl Call {
         let mut room = Need::State;
         // Whom to avoid: at first everyone in `avoid`; when nobody else is left, only those tried in this look.
         let (mut from, tried) = (0, self.avoid.len());
+        // Whom it passed over to spare them, once: where nobody else is left, one of them has to do.
+        let mut spared = Vec::new();
         for _ in 0..PICKS {
             self.random = rng::remix(self.random);
             let info = PickInfo {
@@ -366,10 +453,15 @@ impl Call {
                     return Look::Fail(unavailable(why, "no endpoint is ready"));
                 }
             };
-            if self.avoid[tried..].contains(&id) {
-                // Nobody is left to try.
-                break;
-            }
+            let again = self.avoid[tried..].contains(&id);
+            let id = match again && !spared.contains(&id) {
+                false => id,
+                // Nobody is left to try, but for those who were spared.
+                true => match spared.last() {
+                    Some(&id) => id,
+                    None => break,
+                },
+            };
             if self.avoid[..tried].contains(&id) {
                 from = tried;
             }
@@ -377,17 +469,31 @@ impl Call {
                 // The policy named somebody who is not there: its picker is older than this list.
                 return Look::Wait(Need::State);
             };
-            match seat.try_reserve() {
-                Room::Taken(live, slot) => {
-                    let seat = seat.clone();
-                    return Look::Admitted(Admitted { seat, live, slot });
-                }
+            // Calls that are placed by a key stay where they are: theirs would move twice.
+            if !again && hash.is_none() && self.spares(seat) {
+                spared.push(id);
+                self.avoid.push(id);
+                continue;
+            }
+            spared.retain(|&other| other != id);
+            match seat.take(Ground::Picked, &shared.core, policy, self.now) {
+                Room::Taken(admitted) => return Look::Admitted(admitted),
                 Room::Full => room = Need::Room,
                 Room::Gone => {}
             }
             self.avoid.push(id);
         }
         Look::Wait(room)
+    }
+
+    /// Whether an endpoint that has come back, or has just come, is to be spared this call.
+    #[inline]
+    fn spares<N: Connection>(&self, seat: &Seat<N>) -> bool {
+        let Some((elapsed, window)) = seat.loads.spared(self.now) else {
+            return false;
+        };
+        // Turned round: the policy drew from the word as it is.
+        spared(elapsed, window, self.random.rotate_left(32))
     }
 
     /// The endpoint an [`Override`] asks for; `None` when the policy should choose.
@@ -402,10 +508,14 @@ impl Call {
         if !wanted.strict && seat.is_some_and(|seat| self.avoid.contains(&seat.id)) {
             return None;
         }
-        let room = seat.map(|seat| (seat, seat.try_reserve()));
-        if let Some((seat, Room::Taken(live, slot))) = room {
-            let seat = seat.clone();
-            return Some(Look::Admitted(Admitted { seat, live, slot }));
+        let ground = match wanted.strict {
+            true => Ground::Named,
+            false => Ground::Picked,
+        };
+        let take = |seat: &Arc<Seat<N>>| seat.take(ground, &shared.core, self.policy, self.now);
+        let room = seat.map(|seat| (seat, take(seat)));
+        if let Some((_, Room::Taken(admitted))) = room {
+            return Some(Look::Admitted(admitted));
         }
         if !wanted.strict {
             return None;
@@ -460,7 +570,7 @@ impl Call {
         &mut self,
         error: CallError,
         in_flight: InFlight<N>,
-    ) -> Result<Option<Outgoing>, Status> {
+    ) -> Result<Option<Outgoing>, Failed> {
         let CallError {
             mut status,
             reached,
@@ -473,7 +583,8 @@ impl Call {
             .as_ref()
             .is_some_and(|d| reached != Reached::Local && d.explains(code, clock))
         {
-            return Err(self.expired(in_flight, "while waiting for the response"));
+            let status = self.expired(in_flight, "while waiting for the response");
+            return Err(Failed::for_good(status));
         }
         let budget = match reached {
             Reached::No => self.unsent < UNSENT_RETRIES,
@@ -484,7 +595,10 @@ impl Call {
         if request.is_none() || !budget {
             in_flight.end(outcome(code, reached));
             self.labels.put_on(&mut status, Some(&seat.endpoint()));
-            return Err(status);
+            return Err(match reached {
+                Reached::Local => Failed::for_good(status),
+                Reached::No | Reached::Refused | Reached::Maybe => Failed::once(status),
+            });
         }
         self.now = in_flight.end(Outcome::Refused);
         self.unsent += u32::from(reached == Reached::No);
@@ -504,10 +618,10 @@ impl Call {
 
     /// Makes an error of a response that is not gRPC's.
     async fn reject<N: Connection>(
-        mut self,
+        &mut self,
         response: http::Response<N::Body>,
         in_flight: InFlight<N>,
-    ) -> Status {
+    ) -> Failed {
         let endpoint = in_flight.seat().endpoint();
         let (status, outcome) = match foreign::judge(response, &mut self.deadline).await {
             Word::Given(status) => {
@@ -515,7 +629,8 @@ impl Call {
                 let clock = in_flight.clock();
                 let deadline = self.deadline.as_ref();
                 if deadline.is_some_and(|deadline| deadline.explains(code, clock)) {
-                    return self.expired(in_flight, "while the response was under way");
+                    let status = self.expired(in_flight, "while the response was under way");
+                    return Failed::for_good(status);
                 }
                 (status, Outcome::Answered(code))
             }
@@ -525,7 +640,7 @@ impl Call {
             }
         };
         in_flight.end(outcome);
-        status
+        Failed::once(status)
     }
 
     /// Follows the response; one that is all head is judged here.

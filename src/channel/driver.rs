@@ -3,38 +3,50 @@
 //! It decides nothing. What it knows by itself is only what the pure rooms may not touch: sockets, tasks,
 //! the clock.
 
+mod asking;
+mod ending;
+mod telling;
+
+use asking::Asking;
+pub(super) use asking::{Ask, Lists};
+
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use futures_util::future::{BoxFuture, FutureExt};
+use futures_util::future::{self, Abortable, BoxFuture, FutureExt};
 use futures_util::stream::{BoxStream, FuturesUnordered};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
-use crate::balancer::{Action, AttemptId, Balancer, Event, Publication};
-use crate::endpoint::{Address, Connectivity, Endpoint, EndpointId};
+use crate::balancer::{Action, AttemptId, Backoff, Balancer, HealthSource, Publication};
+use crate::endpoint::{Address, Endpoint, EndpointId};
 use crate::error::{ConnectError, ResolveError};
+use crate::probe::HealthCheck;
+use crate::report::Health;
 use crate::resolver::{Hints, Update};
 use crate::timestamp::Timestamp;
 use crate::transport::{Condition, Connection, Connector, Control};
 
+use super::bell::Bell;
+use super::idle::Idleness;
 use super::resolution::Heard;
 use super::shared::{Command, Core};
 use super::snapshot::{Live, Seat, Seats, Snapshot};
 
-/// A stream of endpoint lists.
-pub(super) type Lists = BoxStream<'static, Result<Update, ResolveError>>;
-
 /// How long each thing may take.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Limits {
     /// One attempt to connect: TCP, TLS and the server's settings.
     pub(super) connect: Duration,
     /// From the moment an endpoint or the channel is left to the end of its last call.
     pub(super) drain: Duration,
+    /// How servers are asked how they are, and how soon again when one does not say.
+    pub(super) health: Option<HealthCheck>,
+    pub(super) backoff: Backoff,
+    /// How long no call is made before the channel lets go of what it has.
+    pub(super) idle: Option<Duration>,
 }
 
 /// How much news is taken in before it is acted on: enough for a rack that goes dark, few enough that calls do not wait
@@ -43,15 +55,19 @@ const TOGETHER: usize = 256;
 
 pub(super) struct Driver<C: Connector> {
     core: Arc<Core<C::Connection>>,
+    bell: Arc<Bell>,
     connector: C,
     balancer: Balancer,
     limits: Limits,
     commands: mpsc::UnboundedReceiver<Command>,
-    lists: Option<Lists>,
+    asking: Asking,
     listed: bool,
+    idleness: Idleness,
     hints: Hints,
     dials: JoinSet<(AttemptId, Result<C::Connection, ConnectError>)>,
-    dialling: HashMap<AttemptId, (EndpointId, AbortHandle)>,
+    dialling: HashMap<AttemptId, Dialling>,
+    /// What each connection's server says next of itself.
+    probes: FuturesUnordered<Abortable<BoxFuture<'static, Said>>>,
     conditions: FuturesUnordered<BoxFuture<'static, Seen>>,
     connections: HashMap<AttemptId, Known<C::Connection>>,
     cut_offs: BTreeSet<(Timestamp, AttemptId)>,
@@ -63,12 +79,37 @@ pub(super) struct Driver<C: Connector> {
     replaced: Vec<Arc<Snapshot<C::Connection>>>,
 }
 
+/// A dial that goes on.
+struct Dialling {
+    id: EndpointId,
+    address: Address,
+    task: AbortHandle,
+}
+
+/// The next word of a server's health, and where more comes from; none when there is no more.
+type Said = (AttemptId, Option<(Health, BoxStream<'static, Health>)>);
+
 /// A connection from its first call to its last byte.
 struct Known<N> {
     seat: Arc<Seat<N>>,
     control: Arc<dyn Control>,
     lost: bool,
     cut_off: Option<Timestamp>,
+    /// Ends the question how its server is: that is a call, and would keep the connection from closing.
+    probe: Option<future::AbortHandle>,
+    /// What the server said on it last.
+    said: Option<Health>,
+}
+
+impl<N> Known<N> {
+    /// It takes no more calls.
+    fn lose(&mut self, id: AttemptId) {
+        self.lost = true;
+        self.seat.remove(id);
+        if let Some(probe) = self.probe.take() {
+            probe.abort();
+        }
+    }
 }
 
 /// A change seen on one connection, and the receiver to see the next one.
@@ -80,29 +121,33 @@ enum News<N> {
     List(Option<Result<Update, ResolveError>>),
     Dialled(AttemptId, Result<N, ConnectError>),
     Condition(Seen),
+    Health(Said),
     Time,
 }
 
 impl<C: Connector> Driver<C> {
     pub(super) fn new(
         core: Arc<Core<C::Connection>>,
+        bell: Arc<Bell>,
         connector: C,
         balancer: Balancer,
         limits: Limits,
         commands: mpsc::UnboundedReceiver<Command>,
-        hints: Hints,
+        (hints, ask, lists): (Hints, Option<Ask>, Option<Lists>),
     ) -> Self {
         Self {
             core,
+            bell,
             connector,
             balancer,
-            limits,
             commands,
-            lists: None,
+            asking: Asking::new(ask, lists, limits.backoff),
             listed: false,
+            idleness: Idleness::new(limits.idle),
             hints,
             dials: JoinSet::new(),
             dialling: HashMap::new(),
+            probes: FuturesUnordered::new(),
             conditions: FuturesUnordered::new(),
             connections: HashMap::new(),
             cut_offs: BTreeSet::new(),
@@ -110,13 +155,13 @@ impl<C: Connector> Driver<C> {
             published: Arc::new(Seats::new(Vec::new())),
             seats_changed: false,
             replaced: Vec::new(),
+            limits,
         }
     }
 
     /// Runs until the last clone of the channel is dropped or the channel is closed, and then until the
     /// last connection is.
-    pub(super) async fn run(mut self, lists: Option<Lists>, first: Option<Vec<Endpoint>>) {
-        self.lists = lists;
+    pub(super) async fn run(mut self, first: Option<Vec<Endpoint>>) {
         if let Some(endpoints) = first {
             let now = self.core.clock.now();
             self.balancer.handle_resolution(Ok(endpoints), now);
@@ -151,12 +196,14 @@ impl<C: Connector> Driver<C> {
     async fn news(&mut self) -> News<C::Connection> {
         let due = self.balancer.poll_timeout();
         let cut_off = self.cut_offs.first().map(|&(at, _)| at);
-        let wake = due.into_iter().chain(cut_off).min();
+        let idle = self.idleness.due();
+        let again = self.asking.due();
+        let wake = [due, cut_off, idle, again].into_iter().flatten().min();
         let clock = self.core.clock;
         loop {
             tokio::select! {
                 command = self.commands.recv() => return News::Command(command),
-                list = next_list(&mut self.lists) => return News::List(list),
+                list = self.asking.next() => return News::List(list),
                 Some(dialled) = self.dials.join_next() => match dialled {
                     Ok((attempt, result)) => return News::Dialled(attempt, result),
                     // Aborted by us, or a connector that panicked: then its attempt ends by its name.
@@ -165,6 +212,10 @@ impl<C: Connector> Driver<C> {
                     },
                 },
                 Some(seen) = self.conditions.next() => return News::Condition(seen),
+                // An error is that of an aborted one: its connection is of no use any more.
+                Some(said) = self.probes.next() => if let Ok(said) = said {
+                    return News::Health(said);
+                },
                 () = sleep_until(wake.map(|at| clock.instant(at))) => return News::Time,
             }
         }
@@ -176,7 +227,7 @@ impl<C: Connector> Driver<C> {
         let (&attempt, _) = self
             .dialling
             .iter()
-            .find(|(_, (_, handle))| handle.id() == task)?;
+            .find(|(_, dialling)| dialling.task.id() == task)?;
         let why = ConnectError::new("the connector panicked");
         Some(News::Dialled(attempt, Err(why)))
     }
@@ -191,25 +242,41 @@ impl<C: Connector> Driver<C> {
                 // The number comes from the channel's own routes.
                 self.balancer.handle_policy(number, policy);
             }
+            News::Command(Some(Command::Wake)) => {
+                if self.idleness.end(now) {
+                    self.asking.begin(now);
+                    self.balancer.handle_awake();
+                }
+            }
             News::Command(Some(Command::Want(id))) => self.balancer.handle_wanted(id, now),
+            News::Command(Some(Command::Notice(id, notice))) => {
+                self.balancer.handle_notice(id, notice, now);
+            }
+            News::Command(Some(Command::Crowded(id))) => {
+                // What has changed since it was sent is known by now.
+                if self.seat(id).is_some_and(|seat| seat.is_crowded()) {
+                    self.balancer.handle_crowded(id, now);
+                }
+            }
             // Both end the loop that calls this.
             News::Command(Some(Command::Close(_)) | None) => {}
-            News::List(Some(found)) => {
+            News::List(answer) => {
+                self.asking.heed(&answer, now);
+                let found = match answer {
+                    Some(found) => found.map(|update| update.endpoints),
+                    None if self.listed => return,
+                    None => Err(ResolveError::new("the resolver ended without a list")),
+                };
                 self.listed = true;
-                let found = found.map(|update| update.endpoints);
                 self.balancer.handle_resolution(found, now);
-            }
-            News::List(None) => {
-                self.lists = None;
-                if !self.listed {
-                    let error = ResolveError::new("the resolver ended without a list");
-                    self.balancer.handle_resolution(Err(error), now);
-                }
             }
             News::Dialled(attempt, result) => self.dialled(attempt, result, now),
             News::Condition(seen) => self.condition(seen, now),
+            News::Health((connection, said)) => self.said(connection, said, now),
             News::Time => {
                 self.cut_off(now);
+                self.asking.tick(now);
+                self.rest(now);
                 self.balancer.handle_timeout(now);
             }
         }
@@ -221,7 +288,7 @@ impl<C: Connector> Driver<C> {
         result: Result<C::Connection, ConnectError>,
         now: Timestamp,
     ) {
-        let Some((id, _)) = self.dialling.remove(&attempt) else {
+        let Some(Dialling { id, address, .. }) = self.dialling.remove(&attempt) else {
             return;
         };
         let connection = match result {
@@ -229,6 +296,7 @@ impl<C: Connector> Driver<C> {
             Err(why) => {
                 if let Some(seat) = self.seat(id) {
                     seat.notes().last_error = Some(why.clone());
+                    seat.uncrowd();
                 }
                 return self.balancer.handle_connect_failed(attempt, why, now);
             }
@@ -241,7 +309,21 @@ impl<C: Connector> Driver<C> {
         }
         let waiters = self.core.waiters.clone();
         connection.slots().on_freed(move || waiters.freed());
+        // Of the first there is a new snapshot, which is told to everybody.
+        let room = match seat.connections().is_empty() {
+            true => 1,
+            false => connection.slots().limit() as usize,
+        };
         let control = connection.control();
+        let mut condition = connection.condition();
+        let live = Arc::new(Live::new(attempt, connection));
+        let probe = self.limits.health.as_ref().map(|check| {
+            let (probe, registration) = future::AbortHandle::new_pair();
+            let said = check.begin(&live, &address, self.limits.backoff, fastrand::u64(..));
+            let said = Box::pin(listen(attempt, said));
+            self.probes.push(Abortable::new(said, registration));
+            probe
+        });
         self.connections.insert(
             attempt,
             Known {
@@ -249,18 +331,13 @@ impl<C: Connector> Driver<C> {
                 control: control.clone(),
                 lost: false,
                 cut_off: None,
+                probe,
+                said: None,
             },
         );
-        let mut condition = connection.condition();
-        seat.add(
-            Arc::new(Live {
-                id: attempt,
-                connection,
-            }),
-            control,
-        );
-        // Room where there was none: a replacement makes no new snapshot.
-        self.core.waiters.freed();
+        seat.add(live, control);
+        // Room where there was none, for all who wait for it.
+        self.core.waiters.room(room);
         // What happened before this moment counts too.
         condition.mark_changed();
         self.conditions.push(Box::pin(watch(attempt, condition)));
@@ -283,10 +360,11 @@ impl<C: Connector> Driver<C> {
         if let Some(why) = lost
             && !known.lost
         {
-            known.lost = true;
-            known.seat.remove(id);
-            known.seat.notes().last_error = Some(why.clone());
+            known.lose(id);
+            let seat = known.seat.clone();
+            seat.notes().last_error = Some(why.clone());
             self.balancer.handle_lost(id, why, now);
+            self.heed_others(&seat, now);
         }
         match condition {
             Condition::Closed(_) => {
@@ -319,7 +397,7 @@ impl<C: Connector> Driver<C> {
                     match &self.seats[slot] {
                         Some(seat) if seat.id == id => seat.change(endpoint),
                         _ => {
-                            let seat = Seat::new(id, endpoint, loads, now);
+                            let seat = Seat::new(id, endpoint, loads, self.bell.clone(), now);
                             self.seats[slot] = Some(Arc::new(seat));
                             self.seats_changed = true;
                         }
@@ -332,11 +410,11 @@ impl<C: Connector> Driver<C> {
                     address,
                 } => self.dial(attempt, id, &endpoint, &address),
                 Action::Abandon { attempt } => {
-                    if let Some((_, task)) = self.dialling.remove(&attempt) {
-                        task.abort();
+                    if let Some(dialling) = self.dialling.remove(&attempt) {
+                        dialling.task.abort();
                     }
                 }
-                Action::Retire { connection } => self.leave(connection),
+                Action::Retire { connection } => self.leave(connection, now),
                 Action::Close { id } => {
                     let seat = self.seats.get_mut(id.slot()).and_then(Option::take);
                     self.seats_changed |= seat.is_some();
@@ -354,6 +432,18 @@ impl<C: Connector> Driver<C> {
                         self.balancer.handle_traffic(seat.id, total, now);
                     }
                 }
+                Action::Usage => {
+                    // The question how the server is goes on as long as the connection, and is no use of it.
+                    let health = self.limits.health.as_ref().map(HealthCheck::source);
+                    let own = u32::from(health == Some(HealthSource::Server));
+                    for seat in self.seats.iter().flatten() {
+                        let connections = seat.connections();
+                        for live in connections.iter().filter(|_| connections.len() > 1) {
+                            self.balancer
+                                .handle_usage(live.id, live.take_used(own), now);
+                        }
+                    }
+                }
             }
         }
         // Only now: until the new snapshot was out, picks could still name them.
@@ -369,12 +459,6 @@ impl<C: Connector> Driver<C> {
         self.note_events(now);
     }
 
-    fn note_events(&mut self, now: Timestamp) {
-        while let Some(event) = self.balancer.poll_event() {
-            self.note(event, now);
-        }
-    }
-
     fn seat(&self, id: EndpointId) -> Option<&Arc<Seat<C::Connection>>> {
         let seat = self.seats.get(id.slot())?.as_ref()?;
         (seat.id == id).then_some(seat)
@@ -383,30 +467,82 @@ impl<C: Connector> Driver<C> {
     fn dial(&mut self, attempt: AttemptId, id: EndpointId, endpoint: &Endpoint, address: &Address) {
         let budget = self.limits.connect;
         let connecting = self.connector.connect(endpoint, address);
-        let address = address.clone();
+        let (address, named) = (address.clone(), address.clone());
         let task = self.dials.spawn(async move {
             let result = match tokio::time::timeout(budget, connecting).await {
                 Ok(result) => result,
                 Err(_) => Err(ConnectError::new(format!(
-                    "{address}: not connected within {budget:?}"
+                    "{named}: not connected within {budget:?}"
                 ))),
             };
             (attempt, result)
         });
-        self.dialling.insert(attempt, (id, task));
+        let dialling = Dialling { id, address, task };
+        self.dialling.insert(attempt, dialling);
+    }
+
+    /// Lets go of everything if no call has been made for long enough.
+    fn rest(&mut self, now: Timestamp) {
+        let seats = self.seats.iter().flatten();
+        let calls = seats.fold((0u64, 0u64), |(picks, open), seat| {
+            let open = open + u64::from(seat.loads.in_flight());
+            (picks.wrapping_add(seat.loads.picks()), open)
+        });
+        let (picks, open) = calls;
+        let busy = open > 0 || self.core.waiters.len() > 0;
+        if self.idleness.look(picks, busy, now) {
+            tracing::info!(target: "equipoise", "no calls: the channel is idle");
+            self.asking.stop();
+            self.balancer.handle_idle(now);
+        }
     }
 
     /// Stops using a connection: its calls go on to their end.
-    fn leave(&mut self, id: AttemptId) {
+    fn leave(&mut self, id: AttemptId, now: Timestamp) {
         if let Some(known) = self.connections.get_mut(&id) {
-            known.lost = true;
-            known.seat.remove(id);
+            known.lose(id);
+            let seat = known.seat.clone();
+            self.heed_others(&seat, now);
+        }
+    }
+
+    /// A connection is used no more: what its server said on it counts no longer where it has another, on which it
+    /// may have nothing new to say.
+    fn heed_others(&mut self, seat: &Seat<C::Connection>, now: Timestamp) {
+        let connections = seat.connections();
+        let others = connections.iter().rev();
+        let mut said = others.filter_map(|live| self.connections.get(&live.id)?.said.clone());
+        if let Some(health) = said.next() {
+            self.balancer.handle_health(seat.id, health, now);
+        }
+    }
+
+    /// What a server says of itself, and may say more.
+    fn said(
+        &mut self,
+        id: AttemptId,
+        said: Option<(Health, BoxStream<'static, Health>)>,
+        now: Timestamp,
+    ) {
+        let known = self.connections.get(&id).filter(|known| !known.lost);
+        let (Some(known), Some((health, more))) = (known, said) else {
+            return;
+        };
+        self.balancer
+            .handle_health(known.seat.id, health.clone(), now);
+        // Whoever aborts it aborts all that follows.
+        if let Some(known) = self.connections.get_mut(&id) {
+            let (probe, registration) = future::AbortHandle::new_pair();
+            known.probe = Some(probe);
+            known.said = Some(health);
+            let said = Box::pin(listen(id, more));
+            self.probes.push(Abortable::new(said, registration));
         }
     }
 
     /// Stops using a connection of an endpoint or a channel that is left: its calls go on, but not for ever.
     fn retire(&mut self, id: AttemptId, now: Timestamp) {
-        self.leave(id);
+        self.leave(id, now);
         if let Some(known) = self.connections.get_mut(&id) {
             // The first deadline stays.
             let at = *known.cut_off.get_or_insert(now + self.limits.drain);
@@ -451,134 +587,9 @@ impl<C: Connector> Driver<C> {
             .send_if_modified(|current| std::mem::replace(current, state) != state);
     }
 
-    /// Tells people what happened.
-    fn note(&self, event: Event, now: Timestamp) {
-        match event {
-            Event::Endpoint {
-                id,
-                endpoint,
-                from,
-                to,
-                why,
-            } => {
-                let address = endpoint.address();
-                let reason = why.as_ref().map(tracing::field::display);
-                match to {
-                    Connectivity::TransientFailure => {
-                        tracing::warn!(target: "equipoise", %address, %from, %to, why = reason, "endpoint state");
-                    }
-                    _ => {
-                        tracing::info!(target: "equipoise", %address, %from, %to, why = reason, "endpoint state");
-                    }
-                }
-                if let Some(seat) = self.seat(id) {
-                    let mut notes = seat.notes();
-                    notes.state = to;
-                    notes.since = now;
-                    if why.is_some() {
-                        notes.last_error = why;
-                    }
-                }
-            }
-            Event::Channel { from, to } => {
-                tracing::info!(target: "equipoise", %from, %to, "channel state");
-            }
-            Event::Switched { policy } => {
-                tracing::info!(target: "equipoise", policy, "policy switched");
-            }
-            Event::Resolved { .. } | Event::Kept { .. } | Event::ResolveFailed(_) => {
-                let mut heard = Heard::clone(&self.core.heard.load());
-                heard.note(&event, now);
-                self.core.heard.store(Arc::new(heard));
-            }
-        }
-    }
-
-    /// Takes no more calls, lets those under way end, and says so.
-    async fn finish(&mut self, mut farewells: Vec<oneshot::Sender<()>>) {
-        self.shut("the channel is closed");
-        self.lists = None;
-        // Dropping them drops what they made, too.
-        self.dials = JoinSet::new();
-        self.dialling.clear();
-        let now = self.core.clock.now();
-        let open: Vec<AttemptId> = self.connections.keys().copied().collect();
-        for id in open {
-            self.retire(id, now);
-        }
-        self.seats.clear();
-        let mut abandoned = false;
-        while !self.connections.is_empty() {
-            let cut_off = self
-                .cut_offs
-                .first()
-                .map(|&(at, _)| self.core.clock.instant(at));
-            tokio::select! {
-                command = self.commands.recv(), if !abandoned => match command {
-                    Some(Command::Close(done)) => farewells.push(done),
-                    Some(_) => {}
-                    None => abandoned = true,
-                },
-                Some((id, condition, receiver)) = self.conditions.next() => match condition {
-                    Condition::Closed(_) => {
-                        if let Some(known) = self.connections.remove(&id) {
-                            known.seat.settle(id);
-                        }
-                    }
-                    _ => self.conditions.push(Box::pin(watch(id, receiver))),
-                },
-                () = sleep_until(cut_off) => self.cut_off(self.core.clock.now()),
-            }
-        }
-        for done in farewells {
-            // Whoever asked may have stopped waiting.
-            let _ = done.send(());
-        }
-    }
-
     /// Frees the replaced snapshots at which nobody looks any more.
     fn sweep(&mut self) {
         self.replaced.retain(|old| Arc::strong_count(old) > 1);
-    }
-
-    fn shut(&self, why: &str) {
-        let last = self.core.snapshot.load();
-        if last.state == Connectivity::Shutdown {
-            return;
-        }
-        self.core.snapshot.store(Arc::new(Snapshot {
-            pickers: last.pickers.clone(),
-            hash_on: last.hash_on.clone(),
-            seats: Arc::new(Seats::new(Vec::new())),
-            state: Connectivity::Shutdown,
-            why: Some(why.into()),
-        }));
-        self.core.waiters.published();
-        self.core.state.send_replace(Connectivity::Shutdown);
-    }
-}
-
-/// A driver that is dropped before it finished was on a runtime that was shut down: its calls must hear of it.
-impl<C: Connector> Drop for Driver<C> {
-    fn drop(&mut self) {
-        self.shut("the runtime it ran on was shut down");
-        for seat in self.seats.iter().flatten() {
-            seat.clear();
-        }
-    }
-}
-
-async fn next_list(lists: &mut Option<Lists>) -> Option<Result<Update, ResolveError>> {
-    let Some(stream) = lists else {
-        return std::future::pending().await;
-    };
-    match AssertUnwindSafe(stream.next()).catch_unwind().await {
-        Ok(next) => next,
-        // It was somebody else's code, and is not asked again; the channel and its last list stay.
-        Err(_) => {
-            *lists = None;
-            Some(Err(ResolveError::new("the resolver panicked")))
-        }
     }
 }
 
@@ -587,6 +598,12 @@ async fn sleep_until(at: Option<tokio::time::Instant>) {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
     }
+}
+
+/// The next word of a server's health.
+async fn listen(id: AttemptId, mut said: BoxStream<'static, Health>) -> Said {
+    let next = said.next().await;
+    (id, next.map(|health| (health, said)))
 }
 
 /// The next change of a connection. Its task may end without a word when its runtime does.

@@ -42,7 +42,8 @@ impl Override {
     }
 
     /// The endpoint with this address or nobody: the call waits while it connects, and ends
-    /// UNAVAILABLE when it has failed or is not in the list.
+    /// UNAVAILABLE when it has failed or is not in the list. It goes there also where the endpoint is ejected or says
+    /// that it is not serving: a caller that names it knows.
     pub fn strict(address: impl Into<Address>) -> Self {
         Self {
             address: address.into(),

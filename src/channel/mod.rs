@@ -7,15 +7,20 @@
 //! that are not gRPC's. The journey of one update: [`driver`] carries news from the
 //! resolver and the connections to the balancer, and does what the balancer says.
 
+mod bell;
 mod builder;
 mod call;
 mod deadline;
 mod driver;
 mod extensions;
 mod foreign;
+#[cfg(feature = "__fuzz")]
+pub mod fuzzing;
+mod idle;
 mod labels;
 mod layer;
 mod observe;
+mod replay;
 mod resolution;
 mod routes;
 mod service;

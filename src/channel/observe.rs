@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use tonic::Code;
 
+use crate::balancer::Standing;
 use crate::endpoint::{Address, Connectivity, Endpoint};
-use crate::report::StatusCode;
+use crate::report::{Health, StatusCode};
 use crate::transport::Traffic;
 
 use super::snapshot::Seat;
@@ -27,8 +28,13 @@ pub struct EndpointStatus {
     pub state: Connectivity,
     /// How long it has been in that state.
     pub since: Duration,
-    /// Why its last attempt to connect failed or its last connection ended, as long as it is not ready.
+    /// Why it is not ready, as long as it is not: it is ejected, its server does not serve, its last attempt to connect
+    /// failed, or its last connection ended.
     pub why: Option<String>,
+    /// Whether it is ejected for failing, or on probation after it was.
+    pub standing: Standing,
+    /// What its health check last found; [`Unknown`](Health::Unknown) where there is none.
+    pub health: Health,
     /// The last connection error there was, whatever the state is now.
     pub last_error: Option<String>,
     /// Calls under way, to the end of their streams.
@@ -66,10 +72,19 @@ impl EndpointStatus {
             endpoint,
             state: notes.state,
             since: now.since(notes.since),
-            why: match notes.state {
-                Connectivity::Ready => None,
+            why: match (notes.state, notes.standing, &notes.health) {
+                (Connectivity::Ready, ..) => None,
+                (_, Standing::Ejected { until }, _) => Some(format!(
+                    "ejected for {:?}, since its calls fail",
+                    until.since(now)
+                )),
+                (_, _, Health::NotServing(why)) if !seat.connections().is_empty() => {
+                    Some(why.to_string())
+                }
                 _ => notes.last_error.as_ref().map(ToString::to_string),
             },
+            standing: notes.standing,
+            health: notes.health.clone(),
             last_error: notes.last_error.as_ref().map(ToString::to_string),
             in_flight: seat.loads.in_flight(),
             picks: seat.loads.picks(),

@@ -90,7 +90,12 @@ impl Heard {
                 self.failures += 1;
                 self.last_error = Some(error.clone());
             }
-            Event::Endpoint { .. } | Event::Channel { .. } | Event::Switched { .. } => {}
+            Event::Endpoint { .. }
+            | Event::Channel { .. }
+            | Event::Standing { .. }
+            | Event::Health { .. }
+            | Event::Panic { .. }
+            | Event::Switched { .. } => {}
         }
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::error::Error;
 use crate::policy::Policy;
+use crate::retry::{HedgingPolicy, RecentLatency, RetryPolicy};
 
 /// What the calls of one service or one method are given beyond a policy; see
 /// [`Builder::service_config`](super::Builder::service_config).
@@ -23,10 +24,28 @@ use crate::policy::Policy;
 ///     .build()?;
 /// # Ok::<(), equipoise::Error>(())
 /// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct MethodConfig {
     timeout: Option<Duration>,
     wait_for_ready: Option<bool>,
+    idempotent: Option<bool>,
+    repeat: Option<RepeatPolicy>,
+}
+
+/// How calls that may be carried out twice are.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum RepeatPolicy {
+    Retry(RetryPolicy),
+    Hedge(HedgingPolicy),
+}
+
+impl RepeatPolicy {
+    pub(super) fn validate(&self) -> Result<(), Error> {
+        match self {
+            Self::Retry(policy) => policy.validate(),
+            Self::Hedge(policy) => policy.validate(),
+        }
+    }
 }
 
 impl MethodConfig {
@@ -45,22 +64,83 @@ impl MethodConfig {
         self
     }
 
+    /// Declares that it does no harm when a server carries out such a call twice, or one carries it out that seemed to
+    /// have failed: calls that fail are then tried again, three times in all unless a policy says otherwise. Default: the
+    /// service's, else not, since only you can know.
+    ///
+    /// A call that surely never reached a server is sent again in any case.
+    pub fn with_idempotent(mut self, idempotent: bool) -> Self {
+        self.idempotent = Some(idempotent);
+        self
+    }
+
+    /// How calls that fail are tried again; only where they are [idempotent](Self::with_idempotent). Takes the place of
+    /// [`with_hedging`](Self::with_hedging). Default: the service's, else that of
+    /// [`Builder::retry`](super::Builder::retry).
+    pub fn with_retry(mut self, policy: RetryPolicy) -> Self {
+        self.repeat = Some(RepeatPolicy::Retry(policy));
+        self
+    }
+
+    /// How calls that take long are sent to a second endpoint as well; only where they are
+    /// [idempotent](Self::with_idempotent). Takes the place of [`with_retry`](Self::with_retry). Default: the service's,
+    /// else calls are not hedged.
+    pub fn with_hedging(mut self, policy: HedgingPolicy) -> Self {
+        self.repeat = Some(RepeatPolicy::Hedge(policy));
+        self
+    }
+
     /// These settings, and those of `general` where there are none.
     fn over(self, general: Self) -> Self {
         Self {
             timeout: self.timeout.or(general.timeout),
             wait_for_ready: self.wait_for_ready.or(general.wait_for_ready),
+            idempotent: self.idempotent.or(general.idempotent),
+            repeat: self.repeat.or(general.repeat),
         }
+    }
+
+    /// Whether what it says of repeating makes sense: how is of no use where whether was not said.
+    fn check_repeat(&self, above: Self, whose: &str) -> Result<(), Error> {
+        match (self.repeat, self.over(above).idempotent) {
+            (Some(_), None) => Err(Error::config(format!(
+                "{whose}: calls are retried and hedged only where they are declared with_idempotent(true)"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// How such calls are repeated, if they may be.
+    fn repeat(&self) -> Option<Repeat> {
+        let repeated = self.idempotent.unwrap_or(false);
+        let policy = self.repeat.filter(|_| repeated)?;
+        Some(Repeat {
+            policy,
+            latency: match policy {
+                RepeatPolicy::Hedge(policy) if policy.is_live() => Some(Arc::default()),
+                RepeatPolicy::Hedge(_) | RepeatPolicy::Retry(_) => None,
+            },
+        })
     }
 }
 
 /// What a call goes by.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Route {
     /// The number of its policy.
     pub(super) policy: usize,
     pub(super) timeout: Option<Duration>,
     pub(super) wait_for_ready: bool,
+    /// How it is repeated, if it may be.
+    pub(super) repeat: Option<Repeat>,
+}
+
+/// How a call is repeated.
+#[derive(Clone, Debug)]
+pub(super) struct Repeat {
+    pub(super) policy: RepeatPolicy,
+    /// How long such calls take, where that matters.
+    pub(super) latency: Option<Arc<RecentLatency>>,
 }
 
 /// Makes a policy for one more channel.
@@ -91,6 +171,8 @@ impl Wanted {
                 )));
             }
             wishes.check(&whose)?;
+            let general = MethodConfig::default();
+            wishes.config.check_repeat(general, &whose)?;
         }
         for (path, wishes) in &self.methods {
             let whose = format!("method {path:?}");
@@ -101,21 +183,31 @@ impl Wanted {
                 )));
             }
             wishes.check(&whose)?;
+            let above = self.services.get(service(path)).map(|wishes| wishes.config);
+            wishes
+                .config
+                .check_repeat(above.unwrap_or_default(), &whose)?;
         }
         Ok(())
     }
 
     /// The routes, and the policies they name beyond the channel's, which is number 0.
-    pub(super) fn routes(&self, timeout: Option<Duration>) -> (Routes, Vec<Box<dyn Policy>>) {
+    pub(super) fn routes(
+        &self,
+        timeout: Option<Duration>,
+        retry: RetryPolicy,
+    ) -> (Routes, Vec<Box<dyn Policy>>) {
         let mut more = Vec::new();
         let general = MethodConfig {
             timeout,
-            wait_for_ready: None,
+            repeat: Some(RepeatPolicy::Retry(retry)),
+            ..MethodConfig::default()
         };
         let otherwise = Route {
             policy: 0,
             timeout,
             wait_for_ready: false,
+            repeat: None,
         };
         let mut services = HashMap::new();
         for (name, wishes) in &self.services {
@@ -145,11 +237,16 @@ impl Wishes {
             let named = |error| Error::config(format!("{whose}: {error}"));
             make().check().map_err(named)?;
         }
-        match self.config.timeout {
-            Some(Duration::ZERO) => Err(Error::config(format!(
+        if let Some(Duration::ZERO) = self.config.timeout {
+            return Err(Error::config(format!(
                 "{whose}: timeout 0ns is not above zero"
-            ))),
-            _ => Ok(()),
+            )));
+        }
+        match &self.config.repeat {
+            Some(repeat) => repeat
+                .validate()
+                .map_err(|error| Error::config(format!("{whose}: {error}"))),
+            None => Ok(()),
         }
     }
 
@@ -165,6 +262,7 @@ impl Wishes {
             policy,
             timeout: config.timeout,
             wait_for_ready: config.wait_for_ready.unwrap_or(false),
+            repeat: config.repeat(),
         }
     }
 }
@@ -265,7 +363,7 @@ mod tests {
 
     #[test]
     fn each_setting_is_the_methods_else_the_services_else_the_channels() {
-        let (routes, more) = wanted().routes(Some(1_000 * MS));
+        let (routes, more) = wanted().routes(Some(1_000 * MS), RetryPolicy::default());
         assert_eq!(more.len(), 3);
         let policy = |number: usize| match number {
             0 => "Random".to_owned(),

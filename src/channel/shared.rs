@@ -9,13 +9,28 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::clock::Clock;
 use crate::endpoint::{Connectivity, Endpoint, EndpointId};
+use crate::load::Notice;
 use crate::policy::Policy;
+use crate::retry::{Budget, RetryBudget, Throttle, Throttling};
 use crate::transport::Connection;
 
+use super::bell::Breaker;
+use super::replay::Allowance;
 use super::resolution::Heard;
 use super::routes::Routes;
 use super::snapshot::Snapshot;
 use super::waiters::Waiters;
+
+/// What the calls of a channel may do together.
+#[derive(Clone, Debug)]
+pub(super) struct CallLimits {
+    /// How many may wait for an endpoint.
+    pub(super) queue: usize,
+    /// How many may be in flight.
+    pub(super) in_flight: Option<u32>,
+    pub(super) throttling: Option<Throttling>,
+    pub(super) retry_budget: RetryBudget,
+}
 
 /// What the calls and the driver share.
 pub(super) struct Core<N> {
@@ -23,6 +38,14 @@ pub(super) struct Core<N> {
     pub(super) waiters: Arc<Waiters>,
     pub(super) clock: Clock,
     pub(super) routes: Routes,
+    /// The most calls in flight, where there is such a limit.
+    pub(super) breaker: Option<Arc<Breaker>>,
+    /// Who keeps calls from servers that refuse them anyway, where somebody does.
+    pub(super) throttle: Option<Arc<Throttle>>,
+    /// What all calls together may send beyond what they were asked to.
+    pub(super) budget: Budget,
+    /// What they may keep of their requests.
+    pub(super) allowance: Arc<Allowance>,
     pub(super) state: watch::Sender<Connectivity>,
     /// What was last heard of the endpoint list; the driver alone writes it.
     pub(super) heard: ArcSwap<Heard>,
@@ -30,13 +53,17 @@ pub(super) struct Core<N> {
 
 impl<N> Core<N> {
     /// What calls and driver begin with.
-    pub(super) fn new(first: Snapshot<N>, queue_limit: usize, routes: Routes) -> Self {
+    pub(super) fn new(first: Snapshot<N>, limits: &CallLimits, routes: Routes) -> Self {
         Self {
             state: watch::Sender::new(first.state),
             snapshot: ArcSwap::from_pointee(first),
-            waiters: Waiters::new(queue_limit),
+            waiters: Waiters::new(limits.queue),
             clock: Clock::start(),
             routes,
+            breaker: limits.in_flight.map(Breaker::new),
+            throttle: limits.throttling.as_ref().map(Throttle::new).map(Arc::new),
+            budget: Budget::new(&limits.retry_budget),
+            allowance: Arc::default(),
             heard: ArcSwap::default(),
         }
     }
@@ -50,6 +77,12 @@ pub(super) enum Command {
     SetPolicy(usize, Box<dyn Policy>),
     /// A pick asked for a connection to this endpoint.
     Want(EndpointId),
+    /// The end of a call on this endpoint said something of it.
+    Notice(EndpointId, Notice),
+    /// A call found every connection of this endpoint full.
+    Crowded(EndpointId),
+    /// A call is made on a channel that is idle.
+    Wake,
     /// Take no more calls; answer when every connection is closed.
     Close(oneshot::Sender<()>),
 }
@@ -109,6 +142,12 @@ impl<N: Connection> Shared<N> {
     pub(super) fn give_up(&self) -> bool {
         let mut dormant = self.dormant.lock().unwrap_or_else(PoisonError::into_inner);
         dormant.take().is_some()
+    }
+
+    /// A call is made: an idle channel connects again.
+    pub(super) fn wake(&self) {
+        // No driver, no connections, as below.
+        let _ = self.commands.send(Command::Wake);
     }
 
     /// Asks for a connection to an endpoint that the policy did not connect by itself.

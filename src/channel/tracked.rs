@@ -12,10 +12,12 @@ use pin_project_lite::pin_project;
 use tonic::Status;
 
 use crate::clock::Clock;
+use crate::load::Admission;
 use crate::report::{Completion, Outcome, StatusCode};
 use crate::timestamp::Timestamp;
 use crate::transport::{CallersOwn, Connection, Failure, Phase, Reached, outcome};
 
+use super::bell::Permit;
 use super::deadline::Deadline;
 use super::labels::Labels;
 use super::snapshot::Seat;
@@ -29,25 +31,29 @@ pub(super) struct InFlight<N> {
     clock: Clock,
     started: Timestamp,
     first: Option<Timestamp>,
-    ended: bool,
+    /// By what it was let in; nothing once it has ended.
+    admission: Option<Admission>,
+    permit: Option<Permit>,
 }
 
 impl<N> InFlight<N> {
-    /// Counts the call in.
+    /// Follows a call that was let in.
     pub(super) fn begin(
         seat: Arc<Seat<N>>,
         policy: usize,
+        admission: Admission,
+        permit: Option<Permit>,
         clock: Clock,
         started: Timestamp,
     ) -> Self {
-        seat.loads.begin();
         Self {
             seat,
             policy,
             clock,
             started,
             first: None,
-            ended: false,
+            admission: Some(admission),
+            permit,
         }
     }
 
@@ -55,7 +61,11 @@ impl<N> InFlight<N> {
     fn first_message(&mut self) {
         if self.first.is_none() {
             self.first = Some(self.clock.now());
-            self.seat.loads.spoke();
+            let admission = self.admission.as_mut();
+            let notice = admission.and_then(|admission| self.seat.loads.spoke(admission));
+            if let Some(notice) = notice {
+                self.seat.bell.notice(self.seat.id, notice);
+            }
         }
     }
 
@@ -74,11 +84,15 @@ impl<N> InFlight<N> {
     }
 
     fn settle(&mut self, outcome: Outcome) -> Timestamp {
-        self.ended = true;
         let now = self.clock.now();
+        let Some(admission) = self.admission.take() else {
+            return now;
+        };
         // An expired or cancelled stream counts as what it took, not as its quick first message.
         let until = match (self.first, outcome) {
-            (Some(first), Outcome::Answered(code)) if code != StatusCode::DEADLINE_EXCEEDED => {
+            (Some(first), Outcome::Answered(code) | Outcome::Pushed(code))
+                if code != StatusCode::DEADLINE_EXCEEDED =>
+            {
                 first
             }
             _ => now,
@@ -87,17 +101,29 @@ impl<N> InFlight<N> {
             outcome,
             latency: until.since(self.started),
         };
-        let loads = &self.seat.loads;
-        loads.end(self.policy, &completion, self.started, now);
+        let Seat {
+            id, loads, bell, ..
+        } = &*self.seat;
+        let narrow = self.permit.is_some() || loads.is_narrow();
+        if let Some(notice) = loads.end(self.policy, &completion, admission, self.started, now) {
+            bell.notice(*id, notice);
+        }
+        if let (Some(throttle), Outcome::Answered(code) | Outcome::Pushed(code)) =
+            (&bell.throttle, outcome)
+        {
+            throttle.ended(code, now);
+        }
+        if narrow {
+            self.permit = None;
+            bell.waiters.freed();
+        }
         now
     }
 }
 
 impl<N> Drop for InFlight<N> {
     fn drop(&mut self) {
-        if !self.ended {
-            self.settle(Outcome::Cancelled);
-        }
+        self.settle(Outcome::Cancelled);
     }
 }
 
@@ -123,11 +149,11 @@ pub(super) struct Tracking<N> {
 
 impl<N> Tracking<N> {
     /// The call ended with `code`, by the server's word or by the loss of its stream.
-    fn answered(self, code: StatusCode) -> Result<(), Status> {
+    fn answered(self, code: StatusCode, outcome: Outcome) -> Result<(), Status> {
         match &self.deadline {
             Some(deadline) if deadline.explains(code, self.in_flight.clock) => Err(self.expired()),
             _ => {
-                self.in_flight.end(Outcome::Answered(code));
+                self.in_flight.end(outcome);
                 Ok(())
             }
         }
@@ -176,7 +202,7 @@ impl<N: Connection> ResponseBody<N> {
             Some(code) => {
                 // Not left to the server to end: the slot would be held as long as it likes.
                 drop(inner);
-                tracking.answered(code)?;
+                tracking.answered(code, trailers::outcome(code, head))?;
                 return Ok(Self::default());
             }
         };
@@ -234,7 +260,8 @@ impl<N: Connection> Body for ResponseBody<N> {
                     this.inner.set(None);
                     if let Some(call) = this.call.take() {
                         let code = said.unwrap_or_else(|| call.unsaid());
-                        if let Err(status) = call.answered(code) {
+                        let outcome = trailers::outcome(code, trailers);
+                        if let Err(status) = call.answered(code, outcome) {
                             return Poll::Ready(Some(Err(status)));
                         }
                     }
@@ -257,7 +284,7 @@ impl<N: Connection> Body for ResponseBody<N> {
                         call.in_flight.end(outcome(code, Reached::Local));
                         return Poll::Ready(Some(Err(own)));
                     }
-                    match call.answered(code) {
+                    match call.answered(code, Outcome::Answered(code)) {
                         Ok(()) => labels.put_on(&mut status, Some(&endpoint)),
                         Err(expired) => status = expired,
                     }

@@ -3,12 +3,14 @@
 use http::header::HeaderName;
 use http::{HeaderMap, HeaderValue};
 
-use crate::report::StatusCode;
+use crate::report::{Outcome, StatusCode};
+use crate::retry::Pushback;
 use crate::transport::{Failure, Phase};
 
 // As constants: a name given as text is parsed anew at each look-up.
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+const RETRY_PUSHBACK: HeaderName = HeaderName::from_static(Pushback::KEY);
 const GRPC_STATUS_DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
 
 /// The code in `grpc-status`, if there is one. Afterwards tonic reads the same code out of `headers`, and does not
@@ -23,6 +25,20 @@ pub(super) fn read(headers: &mut HeaderMap) -> Option<StatusCode> {
         mend_message(headers);
     }
     Some(code.unwrap_or_else(|| mend_status(headers)))
+}
+
+/// What the server said about trying again.
+pub(super) fn pushback(headers: &HeaderMap) -> Pushback {
+    let values = headers.get_all(RETRY_PUSHBACK).iter();
+    Pushback::read(values.map(HeaderValue::as_bytes))
+}
+
+/// How a call ended that ended with `code`, and these headers or trailers.
+pub(super) fn outcome(code: StatusCode, headers: &HeaderMap) -> Outcome {
+    match code != StatusCode::OK && headers.contains_key(RETRY_PUSHBACK) {
+        true => Outcome::Pushed(code),
+        false => Outcome::Answered(code),
+    }
 }
 
 /// Whether there is a `grpc-status`.

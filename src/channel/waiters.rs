@@ -7,9 +7,10 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound::{Excluded, Unbounded};
-use std::sync::atomic::{AtomicUsize, Ordering, fence};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll, Waker};
+
+use crate::sync::{AtomicUsize, Mutex, MutexGuard, Ordering, fence};
 
 /// What a call in the line waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,6 +127,25 @@ impl Waiters {
         }
         let waker = self.line().tell_freed(None);
         wake(waker);
+    }
+
+    /// Room for `slots` more calls: as many of those that wait for it are told, in order.
+    pub(super) fn room(&self, slots: usize) {
+        // Pairs with the fence in `join`.
+        fence(Ordering::SeqCst);
+        if self.for_room.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let mut line = self.line();
+        let entries = line.entries.values_mut();
+        let untold = entries.filter(|e| e.need == Need::Room && e.news == News::Nothing);
+        let told = untold.take(slots).map(|entry| {
+            entry.news = News::Freed;
+            entry.waker.take()
+        });
+        let wakers: Vec<Option<Waker>> = told.collect();
+        drop(line);
+        wakers.into_iter().for_each(wake);
     }
 
     /// A new snapshot was published: every call is told, in order.
@@ -413,6 +433,19 @@ mod tests {
         waiters.freed();
         // Also when the owner of the first never comes back to it.
         assert_eq!(times(&[&a, &b]), [1, 1]);
+    }
+
+    #[test]
+    fn several_slots_are_told_to_the_first_so_many_that_wait_for_room() {
+        let waiters = Waiters::new(10);
+        let state = Call::asleep(&waiters, Need::State);
+        let calls: Vec<Call> = (0..4).map(|_| Call::asleep(&waiters, Need::Room)).collect();
+        waiters.freed();
+        waiters.room(2);
+        let woken: Vec<u32> = calls.iter().map(Call::times).collect();
+        assert_eq!(woken, [1, 1, 1, 0], "the first knew already");
+        waiters.room(usize::MAX);
+        assert_eq!(calls[3].times() + state.times(), 1);
     }
 
     #[test]

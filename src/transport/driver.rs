@@ -4,6 +4,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::SendRequest;
@@ -51,6 +52,7 @@ impl Driver {
         link: Arc<Link>,
         keepalive: Keepalive,
         calm: Arc<Calm>,
+        age: Option<Duration>,
     ) -> Self {
         let now = Instant::now();
         Self {
@@ -63,7 +65,7 @@ impl Driver {
             timer: None,
             closing: None,
             draining: None,
-            wear: Wear::new(now),
+            wear: Wear::new(now, age),
             received: 0,
             read: now,
         }
@@ -156,6 +158,9 @@ impl Driver {
         self.publish_limit();
         let (opened, cancelled) = self.link.counts();
         if let Some(what) = self.wear.look(opened, cancelled, Instant::now) {
+            self.link.advance(Condition::Worn(what));
+        }
+        if let Poll::Ready(what) = self.wear.poll_age(cx) {
             self.link.advance(Condition::Worn(what));
         }
     }

@@ -35,6 +35,8 @@ pub(crate) enum Failure {
     NoEndpoint,
     /// As many calls wait as the channel holds.
     LineFull,
+    /// The servers turn most calls away, and this one was spared them.
+    Throttled,
     /// The call's time is over.
     Deadline,
     /// The connection is gone.
@@ -96,7 +98,7 @@ impl Failure {
             (Self::Deadline, _) => (Code::DeadlineExceeded, Reached::Maybe),
             (Self::Unknown, Queued | Opening) => (Code::Unknown, Reached::No),
             // Nothing was sent, so nothing the server did can be told: the connection was unusable.
-            (_, Queued | Opening) | (Self::NoEndpoint | Self::IdsUsedUp, _) => {
+            (_, Queued | Opening) | (Self::NoEndpoint | Self::Throttled | Self::IdsUsedUp, _) => {
                 (Code::Unavailable, Reached::No)
             }
 
@@ -288,6 +290,7 @@ mod tests {
         match failure {
             Failure::NoEndpoint => "no endpoint can be connected".into(),
             Failure::LineFull => "the line of waiting calls is full".into(),
+            Failure::Throttled => "the servers turn most calls away".into(),
             Failure::Deadline => "the deadline passed".into(),
             Failure::Lost => "the connection was lost: closed, reset, silent under keepalive, cut at the drain deadline".into(),
             Failure::GoneAway => "the server's GOAWAY leaves the call out".into(),
@@ -324,6 +327,7 @@ mod tests {
         let mut all = vec![
             Failure::NoEndpoint,
             Failure::LineFull,
+            Failure::Throttled,
             Failure::Deadline,
             Failure::Lost,
             Failure::GoneAway,
@@ -411,6 +415,7 @@ mod tests {
                     assert_eq!(format!("{:?}", verdict.reached), reached, "{context}");
                     let faulty = match verdict.outcome() {
                         Outcome::Answered(code) => code.is_server_fault(),
+                        Outcome::Pushed(_) => panic!("no failure of ours asks for time"),
                         Outcome::Cancelled | Outcome::Refused => false,
                     };
                     assert_eq!(if faulty { "yes" } else { "no" }, counts, "{context}");
@@ -442,10 +447,13 @@ mod tests {
                     failure,
                     Failure::GoneAway | Failure::Reset(Reason::REFUSED_STREAM)
                 ) && phase == WAITING;
-                // These two come before there is a stream.
+                // These come before there is a stream.
                 let nowhere = matches!(
                     failure,
-                    Failure::NoEndpoint | Failure::LineFull | Failure::IdsUsedUp
+                    Failure::NoEndpoint
+                        | Failure::LineFull
+                        | Failure::Throttled
+                        | Failure::IdsUsedUp
                 );
                 assert_eq!(again, unprocessed || nowhere, "{failure:?} {phase:?}");
             }

@@ -83,7 +83,8 @@ async fn connect(
     let (interval, timeout) = options.keepalive;
     let interval = calm.interval(&link.address, interval);
     let keepalive = Keepalive::new(interval, timeout, options.keepalive_idle);
-    let mut driver = Driver::new(h2, sender.clone(), link.clone(), keepalive, calm);
+    let age = options.draw_age(fastrand::f64());
+    let mut driver = Driver::new(h2, sender.clone(), link.clone(), keepalive, calm, age);
     poll_fn(|cx| driver.poll_settings(cx)).await?;
     link.runtime.spawn(driver);
     Ok(Http2Connection { sender, link })

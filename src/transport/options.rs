@@ -37,6 +37,12 @@ const HEADER_LIST: u32 = 16 << 10;
 const HEADER_LIST_MIN: u32 = 1 << 10;
 const HEADER_LIST_MAX: u32 = 16 << 20;
 
+/// What a connection's age may be set to, and by which share of it chance lengthens or shortens it: that of gRPC's
+/// connection backoff.
+const AGE_MIN: Duration = Duration::from_secs(1);
+const AGE_MAX: Duration = Duration::from_secs(365 * 86_400);
+const AGE_SPREAD: f64 = 0.2;
+
 /// gRPC's form of it: `grpc-`, the language, a variant, and the version of the library.
 const AGENT: &str = concat!("grpc-rust-equipoise/", env!("CARGO_PKG_VERSION"));
 
@@ -61,6 +67,7 @@ pub struct Http2Options {
     pub(super) target: Option<Authority>,
     pub(super) keepalive: (Duration, Duration),
     pub(super) keepalive_idle: bool,
+    age: Option<Duration>,
     stream_window: u32,
     connection_window: u32,
     pub(super) user_agent: HeaderValue,
@@ -81,6 +88,7 @@ impl Default for Http2Options {
             target: None,
             keepalive: (Duration::from_secs(10), Duration::from_secs(20)),
             keepalive_idle: false,
+            age: None,
             stream_window: 1 << 20,
             connection_window: 16 << 20,
             user_agent: HeaderValue::from_static(AGENT),
@@ -129,6 +137,29 @@ impl Http2Options {
     pub fn with_idle_keepalive(mut self) -> Self {
         self.keepalive_idle = true;
         self
+    }
+
+    /// How long a connection is used before another takes its place, give or take a fifth, by chance, so that the
+    /// clients of a fleet do not all reconnect at once. The other is made first; calls under way on the old one go on to
+    /// their end, and none fails for it.
+    ///
+    /// Default: no limit. From 1 s to 365 days. For servers behind one address that balances by connections (a
+    /// Kubernetes ClusterIP, a load balancer in TCP mode): there a client keeps the server that it got first, and one
+    /// that joins later gets nothing. Minutes are enough; each turn costs a connection, and a handshake with TLS.
+    pub fn with_max_connection_age(mut self, age: Duration) -> Result<Self, Error> {
+        if !(AGE_MIN..=AGE_MAX).contains(&age) {
+            return Err(Error::config(format!(
+                "max connection age {age:?} is not in 1s..=365d"
+            )));
+        }
+        self.age = Some(age);
+        Ok(self)
+    }
+
+    /// The age of one connection, by chance in `0.0..1.0`.
+    pub(super) fn draw_age(&self, chance: f64) -> Option<Duration> {
+        let share = 1.0 + AGE_SPREAD * (2.0 * chance - 1.0);
+        self.age.map(|age| age.mul_f64(share))
     }
 
     /// How many bytes of responses a server may send ahead of what was read, per call and per
@@ -425,6 +456,14 @@ mod tests {
                 options().with_windows(1 << 20, 1 << 19),
                 "larger than the connection's 524288",
             ),
+            (
+                options().with_max_connection_age(Duration::from_millis(999)),
+                "max connection age 999ms is not in 1s..=365d",
+            ),
+            (
+                options().with_max_connection_age(Duration::MAX),
+                "is not in 1s..=365d",
+            ),
             (options().with_user_agent(" "), "user agent \" \" is empty"),
             (options().with_user_agent("a\nb"), "is not visible ASCII"),
             (
@@ -462,6 +501,15 @@ mod tests {
                 "{error}"
             );
         }
+    }
+
+    #[test]
+    fn ages_are_a_fifth_apart_from_what_was_asked_for_at_the_most() {
+        let minute = Http2Options::default().with_max_connection_age(Duration::from_secs(60));
+        let minute = minute.unwrap();
+        let drawn = [0.0, 0.5, 0.999_999].map(|chance| minute.draw_age(chance).unwrap());
+        assert_eq!(drawn.map(|age| age.as_secs()), [48, 60, 71]);
+        assert_eq!(Http2Options::default().draw_age(0.5), None);
     }
 
     #[test]

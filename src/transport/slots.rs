@@ -4,8 +4,9 @@
 //! here first, and the slot comes back only when h2 has let go of the stream.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+
+use crate::sync::{AtomicU64, Ordering};
 
 /// The slots of one connection.
 pub struct Slots {
