@@ -4,9 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use equipoise::balancer::{AttemptId, Backoff, Balancer, Event, Publication, View};
-use equipoise::{Address, Connectivity, Endpoint, EndpointId, Outcome, Timestamp};
+use equipoise::balancer::{AttemptId, Backoff, Balancer, Event, Publication, Standing, View};
+use equipoise::load::Notice;
+use equipoise::{
+    Address, Blame, Classifier, Connectivity, Endpoint, EndpointId, Health, Outcome, Timestamp,
+};
 
+use crate::judged::{Bench, Judged, Mood};
 use crate::track::{Failure, Live, Track};
 use crate::wishes::{Wish, Wishes};
 use crate::world::{Settings, ms};
@@ -39,6 +43,11 @@ pub(crate) struct Checks {
     /// Connections that are to be retired: replaced, or let go of.
     to_retire: BTreeSet<AttemptId>,
     pub(crate) wishes: Wishes,
+    pub(crate) bench: Bench,
+    /// What the balancer has told and nobody has looked into.
+    told: VecDeque<Event>,
+    /// Who was closed since the balancer's work began: there may be news of them still.
+    gone: BTreeSet<EndpointId>,
     /// Who took the place of another and is still to be told of.
     switched: VecDeque<usize>,
     last_published: Timestamp,
@@ -73,6 +82,9 @@ impl Checks {
             recent_dials: VecDeque::new(),
             to_retire: BTreeSet::new(),
             wishes,
+            bench: Bench::new(settings),
+            told: VecDeque::new(),
+            gone: BTreeSet::new(),
             switched: VecDeque::new(),
             last_published: Timestamp::ZERO,
             timed: false,
@@ -110,6 +122,7 @@ impl Checks {
     pub(crate) fn departed(&mut self, balancer: &Balancer) {
         let there: BTreeSet<EndpointId> = balancer.endpoints().map(|view| view.id).collect();
         for (_, track) in self.tracks.iter_mut().filter(|(id, _)| !there.contains(id)) {
+            self.bench.shrunk |= !track.leaving;
             track.leaving = true;
             self.discarded.append(&mut track.under_way);
         }
@@ -146,6 +159,10 @@ impl Checks {
         track.forgive(&self.backoff, now);
         track.under_way.remove(&name);
         self.discarded.append(&mut track.under_way);
+        if track.live.is_empty() {
+            track.judged.forget_health();
+            track.judged.connected_anew();
+        }
         track.tried.clear();
         track.failed = Failure::None;
         track.replacing = false;
@@ -165,9 +182,55 @@ impl Checks {
 
     pub(crate) fn ended(&mut self, id: EndpointId, outcome: Outcome) {
         let served = matches!(outcome, Outcome::Answered(code) if !code.is_server_fault());
-        if let Some(track) = self.tracks.get_mut(&id).filter(|_| served) {
-            track.served += 1;
+        let fault = match outcome {
+            Outcome::Answered(code) => Classifier::default().blame(code) == Blame::Server,
+            _ => false,
+        };
+        if let Some(track) = self.tracks.get_mut(&id) {
+            track.served += u64::from(served);
+            if fault {
+                track.judged.fault();
+            }
         }
+    }
+
+    /// A trial call has ended that was let in in this epoch.
+    pub(crate) fn trial_ended(&mut self, id: EndpointId, epoch: u64) {
+        if let Some(track) = self.tracks.get_mut(&id) {
+            track.judged.trial_ended(epoch);
+        }
+    }
+
+    /// The balancer is about to hear what the end of a call meant.
+    pub(crate) fn noticed(&mut self, id: EndpointId, notice: Notice) {
+        if let Some(track) = self.tracks.get_mut(&id) {
+            track.judged.noticed(notice);
+        }
+    }
+
+    /// The balancer is about to hear how an endpoint is.
+    pub(crate) fn said(&mut self, id: EndpointId, health: &Health, now: Timestamp) {
+        if let Some(track) = self.tracks.get_mut(&id) {
+            track.judged.said(health, now);
+        }
+    }
+
+    /// The channel goes idle: everybody is let go of.
+    pub(crate) fn slept(&mut self, now: Timestamp) {
+        self.bench.asleep = true;
+        for track in self.tracks.values_mut().filter(|track| !track.leaving) {
+            track.wish = Wish::LetGo;
+            track.forgive(&self.backoff, now);
+            self.to_retire.extend(track.live.keys());
+            self.discarded.append(&mut track.under_way);
+            track.let_go();
+        }
+    }
+
+    /// A call was let in on an endpoint that has so many, with it. The epoch if it is a trial.
+    pub(crate) fn let_in(&mut self, id: EndpointId, trial: bool, in_flight: u32) -> Option<u64> {
+        let track = self.tracks.get_mut(&id)?;
+        self.bench.let_in(&mut track.judged, trial, in_flight)
     }
 
     pub(crate) fn dial_failed(&mut self, id: EndpointId, name: AttemptId, now: Timestamp) {
@@ -268,6 +331,7 @@ impl Checks {
             let_go: false,
             not_before: Timestamp::ZERO,
             not_after: Timestamp::ZERO,
+            judged: Judged::NEW,
             // The next list may have come before this one's work was done.
             leaving: balancer.endpoints().all(|view| view.id != id),
         });
@@ -352,6 +416,7 @@ impl Checks {
             .remove(&id)
             .expect("only what was opened can be closed");
         assert!(track.leaving, "{id:?} was closed and is still listed");
+        self.gone.insert(id);
     }
 
     pub(crate) fn published(
@@ -360,11 +425,13 @@ impl Checks {
         publication: &Publication,
         now: Timestamp,
     ) {
+        let nothing = self.listed.is_none() && !self.unresolved;
         assert!(
-            self.listed.is_some() || self.unresolved,
+            !nothing || publication.state != Connectivity::TransientFailure,
             "{now:?}: published before the resolver has said anything"
         );
-        if let Some(switched) = self.wishes.published(&publication.pickers, now) {
+        let hidden = nothing || self.bench.asleep || self.bench.mood == Mood::Fail;
+        if let Some(switched) = self.wishes.published(&publication.pickers, hidden, now) {
             self.switched.extend(switched);
             self.wished(now);
             // Whoever has left the list leaves with its last connection.
@@ -386,17 +453,36 @@ impl Checks {
         );
     }
 
-    pub(crate) fn events(&mut self, balancer: &mut Balancer) {
+    /// Takes what the balancer tells, to be looked into later. Its mood counts at once: the pickers go by it.
+    pub(crate) fn gather(&mut self, balancer: &mut Balancer) {
         while let Some(event) = balancer.poll_event() {
+            if let Event::Panic { on, .. } = event {
+                self.bench.panic(on);
+            }
+            self.told.push_back(event);
+        }
+    }
+
+    pub(crate) fn events(&mut self, balancer: &mut Balancer, now: Timestamp) {
+        self.gather(balancer);
+        while let Some(event) = self.told.pop_front() {
             match event {
+                Event::Endpoint { id, .. }
+                | Event::Standing { id, .. }
+                | Event::Health { id, .. }
+                    if self.gone.contains(&id) => {}
                 Event::Endpoint { id, from, to, .. } => {
                     let track = self
                         .tracks
                         .get_mut(&id)
                         .expect("events are of endpoints there are");
                     assert_eq!(track.state, from, "{id:?} changed behind our back");
+                    let recovers = matches!(to, Connectivity::Connecting | Connectivity::Idle);
+                    let by_health = self.bench.checks_health()
+                        && from == Connectivity::TransientFailure
+                        && recovers;
                     assert!(
-                        legal(from, to, track.let_go),
+                        legal(from, to, track.let_go) || by_health || track.judged.rejudged,
                         "{id:?} went from {from} to {to}"
                     );
                     track.state = to;
@@ -420,6 +506,19 @@ impl Checks {
                     assert_eq!(switched, Some(policy), "told of another switch");
                 }
                 Event::ResolveFailed(_) => {}
+                Event::Panic { .. } => {
+                    let tracks = self.tracks.values_mut();
+                    self.bench.reopen(tracks.map(|track| &mut track.judged));
+                }
+                Event::Standing { id, standing, .. } => {
+                    let track = self.tracks.get_mut(&id).expect("it was opened");
+                    self.bench.stands(&mut track.judged, standing, now);
+                }
+                Event::Health { id, health, .. } => {
+                    let track = self.tracks.get_mut(&id).expect("it was opened");
+                    track.judged.shown(&health);
+                    self.bench.all_changes_of_health += 1;
+                }
             }
         }
     }
@@ -451,16 +550,23 @@ impl Checks {
             self.switched
         );
         // A wish to be asked again waits for the next publication, which may be due later than that.
-        if let Some(wake) = self.wishes.wake().filter(|_| self.prompt) {
+        let awake = self.prompt && !self.bench.asleep;
+        if let Some(wake) = self.wishes.wake().filter(|_| awake) {
             let by = wake.max(self.last_published + COALESCE);
             assert!(
                 due.is_some_and(|at| at <= by),
                 "{now:?}: a policy wants to be asked again at {wake:?}, and the next timer is {due:?}"
             );
         }
+        self.gone.clear();
         self.steps += 1;
         if self.tracks.len() > MANY && !self.steps.is_multiple_of(128) {
             return;
+        }
+        self.departed(balancer);
+        self.judged(balancer, timed, now);
+        for track in self.tracks.values_mut() {
+            track.judged.rejudged = false;
         }
         assert!(
             self.discarded.is_empty(),
@@ -477,9 +583,12 @@ impl Checks {
             assert_eq!(view.state, track.state, "{now:?}: {:?}", view.id);
             assert_eq!(view.connections, track.live.len(), "{now:?}: {:?}", view.id);
             let ready = view.state == Connectivity::Ready;
-            assert_eq!(ready, !track.live.is_empty(), "{now:?}: {:?}", view.id);
+            let connected = !track.live.is_empty();
+            assert!(connected || !ready, "{now:?}: {:?}", view.id);
+            assert!(!(connected && self.bench.asleep), "{now:?}: {:?}", view.id);
             let failed = view.state == Connectivity::TransientFailure;
             let may_be = match track.failed {
+                _ if connected || self.bench.expected(&track.judged, connected).is_some() => true,
                 Failure::None => !failed,
                 Failure::Lasting => failed != ready,
                 Failure::Forgotten { from, until } => match failed {
@@ -508,6 +617,8 @@ impl Checks {
             "{now:?}: some were opened and are not there"
         );
         let expected = match &self.listed {
+            _ if self.bench.asleep => Connectivity::Idle,
+            _ if self.bench.mood == Mood::Fail => Connectivity::TransientFailure,
             None if self.unresolved => Connectivity::TransientFailure,
             None => Connectivity::Connecting,
             Some(_) if states.contains("READY") => Connectivity::Ready,
@@ -530,6 +641,39 @@ impl Checks {
         }
     }
 
+    /// Everybody shows the state that follows from connection, health, standing and mood; as many are out as may be, and
+    /// the mood is right.
+    fn judged(&mut self, balancer: &Balancer, timed: bool, now: Timestamp) {
+        let (mut usable, mut out, mut all) = (0, 0, 0);
+        for view in balancer.endpoints() {
+            let track = self.tracks.get(&view.id);
+            let track = track.unwrap_or_else(|| panic!("{now:?}: {:?} was not opened", view.id));
+            let connected = !track.live.is_empty();
+            assert_eq!(
+                view.standing, track.judged.standing,
+                "{now:?}: {:?} stands otherwise, and nobody was told",
+                view.id
+            );
+            if let Some(expected) = self.bench.expected(&track.judged, connected) {
+                assert_eq!(
+                    view.state, expected,
+                    "{now:?}: {:?}, {:?} in {:?}",
+                    view.id, track.judged, self.bench.mood
+                );
+            }
+            self.bench.settled(&track.judged, timed, now);
+            all += 1;
+            usable += usize::from(self.bench.usable(&track.judged, connected, view.state));
+            out += usize::from(track.judged.standing != Standing::Admitted);
+        }
+        assert_eq!(
+            self.bench.mood,
+            self.bench.due_mood(usable, all),
+            "{now:?}: {usable} of {all} can be used"
+        );
+        self.bench.all_settled(out, all, now);
+    }
+
     /// Whoever is there and not listed is ready while nobody listed is, and not for ever.
     fn bridged(&self, balancer: &Balancer, listed: &BTreeSet<Identity>, now: Timestamp) {
         let is_listed = |view: &View<'_>| listed.contains(&identity(view.endpoint));
@@ -540,6 +684,15 @@ impl Checks {
                 || (left.iter().all(ready) && !there.iter().any(ready) && !there.is_empty()),
             "{now:?}: endpoints nobody listed: {left:?}"
         );
+    }
+
+    /// Whether nobody is ejected, and nobody on probation where calls come to everybody.
+    pub(crate) fn forgiven(balancer: &Balancer, spread: bool) -> bool {
+        balancer.endpoints().all(|view| match view.standing {
+            Standing::Admitted => true,
+            Standing::Probation => !spread,
+            Standing::Ejected { .. } => false,
+        })
     }
 
     /// Whether every endpoint is as the policies wish: connected, or ready or idle as it happens.

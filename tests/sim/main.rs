@@ -8,6 +8,7 @@
 //! `EQUIPOISE_SIM_SEEDS=20000` runs so many instead of 1,000; `EQUIPOISE_SIM_FIRST=1000` begins there.
 
 mod checks;
+mod judged;
 mod plan;
 mod stories;
 mod swarm;

@@ -6,7 +6,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use equipoise::balancer::{Backoff, Config};
+use equipoise::balancer::{
+    Backoff, Config, FailurePercentage, HealthSource, MaxEjection, Panic, SuccessRate,
+};
 use equipoise::policy::{
     Adaptive, Connect, Decision, LeastRequest, Member, PickFirst, PickInfo, PickResult, Picker,
     Policy, Random, RingHash, RoundRobin,
@@ -14,7 +16,9 @@ use equipoise::policy::{
 use equipoise::rng::Rng;
 use equipoise::{Address, Connectivity, Endpoint, StatusCode, Timestamp};
 
-use crate::world::{Answers, Dialling, Ending, Host, Request, Settings, World, ms, secs};
+use crate::checks::Checks;
+use crate::judged::{Ejection, longest_out};
+use crate::world::{Answers, Dialling, Ending, Host, Request, Says, Settings, World, ms, secs};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
@@ -39,6 +43,12 @@ enum Fault {
     Blackout,
     Ask,
     Switch,
+    Flaky,
+    Overload,
+    Sicken,
+    Flap,
+    Unwatch,
+    Sleep,
 }
 
 const FAULTS: [Fault; 21] = [
@@ -63,6 +73,17 @@ const FAULTS: [Fault; 21] = [
     Fault::Blackout,
     Fault::Ask,
     Fault::Switch,
+];
+
+/// Faults by which endpoints are judged, and idleness.
+const JUDGED: [Fault; 7] = [
+    Fault::Errors,
+    Fault::Flaky,
+    Fault::Overload,
+    Fault::Sicken,
+    Fault::Flap,
+    Fault::Unwatch,
+    Fault::Sleep,
 ];
 
 /// Of so many policies a world has some.
@@ -120,7 +141,7 @@ impl Plan {
         }
         let pick = |rng: &mut Rng, of: &[u64]| of[rng.below(of.len())];
         let base = ms(pick(&mut rng, &[100, 1_000]));
-        let settings = Settings {
+        let mut settings = Settings {
             seed: rng.word(),
             config: Config {
                 backoff: Backoff {
@@ -139,10 +160,11 @@ impl Plan {
             },
             budget: ms(pick(&mut rng, &[200, 1_000, 10_000])),
             lag: Duration::from_micros(pick(&mut rng, &[0, 0, 100, 5_000])),
+            ejection: None,
         };
         let chaos = secs(5 + rng.below(20) as u64);
         let allowed: Vec<Fault> = FAULTS.into_iter().filter(|_| rng.below(3) == 0).collect();
-        let faults = match allowed.len() {
+        let mut faults = match allowed.len() {
             0 => Vec::new(),
             kinds => (0..rng.below(40))
                 .map(|_| {
@@ -155,6 +177,22 @@ impl Plan {
                 })
                 .collect(),
         };
+        // Of its own, so that a seed's world stays what it was but for this.
+        let mut judges = Rng::new(equipoise::rng::remix(seed ^ 0x6a75_6467));
+        judge(&mut settings, &mut judges);
+        let allowed: Vec<Fault> = JUDGED
+            .into_iter()
+            .filter(|_| judges.below(2) == 0)
+            .collect();
+        if !allowed.is_empty() {
+            faults.extend((0..judges.below(12)).map(|_| {
+                let at = Timestamp::ZERO + chaos.mul_f64(judges.unit());
+                (at, allowed[judges.below(allowed.len())], judges.word())
+            }));
+        }
+        let fails = settings.fails_in_panic();
+        let hidden = |fault: &Fault| matches!(fault, Fault::Switch | Fault::Blackout);
+        faults.retain(|(_, fault, _)| !(fails && hidden(fault)));
         Self {
             settings,
             policies: match rng.below(4) {
@@ -213,6 +251,8 @@ impl Plan {
 
     fn live(self, world: &mut World) -> Outcome {
         let end = Timestamp::ZERO + self.chaos;
+        let hidden = |fault: &Fault| matches!(fault, Fault::Switch | Fault::Blackout);
+        let switched = self.faults.iter().any(|(_, fault, _)| hidden(fault));
         world.hosts.extend(self.hosts.iter().cloned());
         for (at, fault, word) in self.faults {
             let endpoints = self.endpoints.clone();
@@ -227,8 +267,16 @@ impl Plan {
 
         // Heal: every host is well again, and the list is whole.
         world.hosts.extend(self.hosts.iter().cloned());
+        for (address, _) in &self.hosts {
+            world.say(address, Says::Serving);
+        }
+        world.wake();
         world.resolve(self.endpoints.clone());
-        if self.settings.seed & 1 == 0 {
+        let restored = self.settings.seed & 1 == 0 && !self.settings.fails_in_panic();
+        // These give everybody calls; others may never come to one that is on probation.
+        let spread = self.policies.iter().any(|which| (1..=3).contains(which));
+        let spread = spread && (restored || !switched);
+        if restored {
             for (number, &which) in self.policies.iter().enumerate() {
                 world.switch(number, Self::policy(which));
             }
@@ -237,13 +285,30 @@ impl Plan {
         let in_line = self.hosts.len() as f64 / f64::from(config.connect_rate);
         let pause = config.backoff.cap.mul_f64(1.0 + config.backoff.jitter);
         let bound = self.settings.budget + config.stagger * 3 + pause + secs(1);
-        let bound = end + bound + Duration::from_secs_f64(in_line);
+        let held = longest_out(&self.settings);
+        let bound = end + bound + Duration::from_secs_f64(in_line) + held;
+        // Who is on probation gets back by calls alone.
+        let patient = Request {
+            deadline: secs(2),
+            ..Request::default()
+        };
+        if self.settings.ejection.is_some() {
+            world.traffic(ms(20), bound + held + secs(3), patient);
+        }
         world.run_until_or(bound, "READY after the faults have ended", |world| {
             world.balancer.state() == Connectivity::Ready
         });
         world.run_until_or(bound + secs(1), "every endpoint as wished", |world| {
             world.checks.as_wished(&world.balancer)
         });
+
+        if self.settings.ejection.is_some() {
+            // One answer may still be under way that ejects once more, and each trial waits for its call.
+            world.run_until_or(bound + held + secs(3), "everybody is admitted", |world| {
+                Checks::forgiven(&world.balancer, spread)
+            });
+            world.run_until(bound + held + secs(3));
+        }
 
         // Alive: calls succeed, and then nothing is left.
         world.run_for(secs(6));
@@ -269,7 +334,14 @@ impl Plan {
         let dials = world.dials.len();
         world.run_for(secs(60));
         assert_eq!(world.dials.len(), dials, "a healed world is a quiet one");
-        assert_eq!(world.balancer.poll_timeout(), None, "and waits for nothing");
+        match self.settings.ejection {
+            None => assert_eq!(world.balancer.poll_timeout(), None, "and waits for nothing"),
+            Some(ejection) => {
+                let due = world.balancer.poll_timeout();
+                let sweep = due.is_none_or(|due| due <= world.now + ejection.interval);
+                assert!(sweep, "and waits for sweeps alone");
+            }
+        }
         Outcome {
             trace: world.trace.hash,
             calls: world.all_ended(),
@@ -310,6 +382,52 @@ impl Picker for Led {
     }
 }
 
+/// How the endpoints of a world are judged.
+fn judge(settings: &mut Settings, rng: &mut Rng) {
+    let pick = |rng: &mut Rng, of: &[u64]| of[rng.below(of.len())];
+    let base = ms(pick(rng, &[20, 200, 1_000, 5_000]));
+    let share = SuccessRate::default()
+        .with_request_volume(pick(rng, &[1, 5]) as u32)
+        .with_minimum_hosts(pick(rng, &[1, 3]) as u32)
+        .with_stdev_factor(pick(rng, &[0, 500, 1_900]) as u32);
+    let percentage = FailurePercentage::default()
+        .with_threshold(pick(rng, &[0, 50, 85]) as u32)
+        .with_request_volume(pick(rng, &[1, 5]) as u32)
+        .with_minimum_hosts(pick(rng, &[1, 2]) as u32)
+        .with_enforcement(pick(rng, &[50, 100]) as u32);
+    let ejection = Ejection {
+        interval: ms(pick(rng, &[20, 100, 1_000])),
+        base,
+        longest: base * pick(rng, &[1, 3, 10]) as u32,
+        most: match rng.below(2) {
+            0 => MaxEjection::Share(pick(rng, &[0, 10, 34, 50, 100]) as u32),
+            _ => MaxEjection::A50(pick(rng, &[10, 50, 100]) as u32),
+        },
+        in_a_row: [None, Some(1), Some(3), Some(5)][rng.below(4)],
+        by_rate: (rng.below(3) == 0).then_some(share),
+        by_share: (rng.below(2) == 0).then_some(percentage),
+        slow_start: ms(pick(rng, &[0, 100, 5_000])),
+    };
+    settings.ejection = (rng.below(4) > 0).then_some(ejection);
+    let config = &mut settings.config;
+    config.max_in_flight_per_endpoint = [None, None, None, Some(3), Some(8)][rng.below(5)];
+    config.health = match rng.below(6) {
+        0 | 1 => HealthSource::Server,
+        2 => HealthSource::Port,
+        _ => HealthSource::None,
+    };
+    config.panic = match rng.below(10) {
+        0..4 => Panic::default(),
+        4 => Panic::use_all_below(0),
+        5 => Panic::use_all_below(30),
+        6 => Panic::use_all_below(100),
+        7 => Panic::default().over_not_serving(true),
+        8 => Panic::fail_below(50),
+        _ => Panic::fail_below(30),
+    };
+    config.slow_start = ms(pick(rng, &[0, 0, 1_000]));
+}
+
 /// Calls until `end`, some impatient, some willing to wait.
 fn clients(world: &mut World, every: Duration, end: Timestamp, cancels: bool) {
     if world.now >= end {
@@ -320,6 +438,7 @@ fn clients(world: &mut World, every: Duration, end: Timestamp, cancels: bool) {
         deadline: ms(50 << world.rng.below(7)),
         wait_for_ready: world.rng.below(4) == 0,
         patience: (cancels && world.rng.below(4) == 0).then_some(patience),
+        keyless: false,
     };
     world.call(request);
     let pause = every.mul_f64(2.0 * world.rng.unit());
@@ -457,6 +576,40 @@ fn strike(world: &mut World, fault: Fault, word: u64, endpoints: &[Endpoint]) {
             return;
         }
         Fault::Switch => return switches(world, &mut rng),
+        Fault::Flaky => {
+            let most = 1 + rng.below(999) as u32;
+            sick.answers = Answers::Err(most, StatusCode::INTERNAL, ms(1));
+        }
+        Fault::Overload => {
+            sick.answers = Answers::Fail(StatusCode::RESOURCE_EXHAUSTED, ms(1));
+        }
+        Fault::Sicken => {
+            world.say(&address, Says::NotServing);
+            world.at(world.now + heal_after, move |world| {
+                world.say(&address, Says::Serving);
+            });
+            return;
+        }
+        Fault::Flap => {
+            for n in 0..20 {
+                let (address, says) = match n % 2 {
+                    0 => (address.clone(), Says::NotServing),
+                    _ => (address.clone(), Says::Serving),
+                };
+                world.at(world.now + ms(50) * n, move |world| {
+                    world.say(&address, says)
+                });
+            }
+            return;
+        }
+        Fault::Unwatch => {
+            world.say(&address, Says::Nothing);
+            world.at(world.now + heal_after, move |world| {
+                world.say(&address, Says::Serving);
+            });
+            return;
+        }
+        Fault::Sleep => return world.sleep(),
     }
     world.hosts.insert(address.clone(), sick);
     world.at(world.now + heal_after, move |world| {

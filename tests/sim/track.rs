@@ -7,6 +7,7 @@ use equipoise::balancer::{AttemptId, Backoff};
 use equipoise::{Address, Connectivity, Timestamp};
 
 use crate::checks::Identity;
+use crate::judged::Judged;
 use crate::wishes::Wish;
 
 /// The model of one endpoint.
@@ -39,6 +40,7 @@ pub(crate) struct Track {
     pub(crate) not_after: Timestamp,
     /// The list does not have it any more.
     pub(crate) leaving: bool,
+    pub(crate) judged: Judged,
 }
 
 /// Whether it looks failed while it is not connected.

@@ -177,12 +177,19 @@ impl Wishes {
     }
 
     /// What a publication shows: who took the place of another; `None` where nobody was asked.
-    pub(crate) fn published(&mut self, pickers: &Pickers, now: Timestamp) -> Option<Vec<usize>> {
+    /// `hidden`: it is not the policies that answer the calls just now.
+    pub(crate) fn published(
+        &mut self,
+        pickers: &Pickers,
+        hidden: bool,
+        now: Timestamp,
+    ) -> Option<Vec<usize>> {
         assert_eq!(pickers.len(), self.chairs.len());
         let anew = read(&self.chairs[0].holder).asked > 0;
         let mut switched = Vec::new();
         for (number, (chair, picker)) in self.chairs.iter_mut().zip(pickers.iter()).enumerate() {
-            if chair.judge(address(picker), anew, now) {
+            let picker = (!hidden).then(|| address(picker));
+            if chair.judge(picker, anew, now) {
                 switched.push(number);
             }
         }
@@ -224,22 +231,24 @@ impl Wishes {
 }
 
 impl Chair {
-    /// Judges the picker that was published; whether it is that of another policy than before.
-    fn judge(&mut self, picker: usize, anew: bool, now: Timestamp) -> bool {
+    /// Judges the picker that was published, if it was a policy's own; whether it is that of another policy than before.
+    fn judge(&mut self, picker: Option<usize>, anew: bool, now: Timestamp) -> bool {
         let times = |notes: &Notes| std::mem::take(&mut read(notes).asked);
         let asked = times(&self.holder);
         assert_eq!(asked, u32::from(anew), "{now:?}: asked all, and once");
         if !anew {
-            assert_eq!(picker, self.picker, "{now:?}: another picker from nowhere");
+            let same = picker.is_none_or(|picker| picker == self.picker);
+            assert!(same, "{now:?}: another picker from nowhere");
             return false;
         }
-        self.picker = picker;
+        self.picker = picker.unwrap_or(self.picker);
         let took_over = match self.next.take() {
             None => false,
             Some(next) => {
                 assert_eq!(times(&next), 1, "{now:?}: whoever waits is asked too");
                 let (old, new) = (read(&self.holder), read(&next));
-                let took_over = picker == new.picker;
+                let serves = !old.serves_none() && new.serves_none();
+                let took_over = picker.map_or(!serves, |picker| picker == new.picker);
                 assert!(
                     !(took_over && old.serves_all() && new.serves_none()),
                     "{now:?}: a policy that serves made way for one that does not"
@@ -257,7 +266,8 @@ impl Chair {
             }
         };
         let said = read(&self.holder);
-        assert_eq!(picker, said.picker, "{now:?}: the picker of nobody");
+        let known = picker.is_none_or(|picker| picker == said.picker);
+        assert!(known, "{now:?}: the picker of nobody");
         assert!(
             !(said.somebody && said.serves_none()),
             "{now:?}: somebody it wants is ready, and its calls go to nobody"

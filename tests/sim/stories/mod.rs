@@ -2,6 +2,7 @@
 
 mod choosing;
 mod connecting;
+mod ejection;
 mod membership;
 mod policies;
 

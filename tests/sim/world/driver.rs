@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use equipoise::balancer::{Action, AttemptId};
-use equipoise::{Address, ConnectError, EndpointId, Outcome, StatusCode};
+use equipoise::load::Notice;
+use equipoise::{Address, ConnectError, EndpointId, Health, Outcome, StatusCode};
 
 use super::{Connection, Dial, Dialled, Dialling, Job, Seat, World, number};
 
@@ -22,15 +23,15 @@ impl World {
 
     pub(super) fn pump(&mut self) {
         let mut published = false;
-        self.checks.events(&mut self.balancer);
+        self.checks.events(&mut self.balancer, self.now);
         while let Some(action) = self.balancer.poll_action(self.now) {
             if self.act(action) {
                 published = true;
                 // Of what the policies decided, before whoever leaves by it is closed.
-                self.checks.events(&mut self.balancer);
+                self.checks.events(&mut self.balancer, self.now);
             }
         }
-        self.checks.events(&mut self.balancer);
+        self.checks.events(&mut self.balancer, self.now);
         self.checks.settled(&self.balancer, self.now);
         self.seats
             .retain(|_, seat| !(seat.closed && seat.guards == 0));
@@ -43,6 +44,10 @@ impl World {
 
     pub(super) fn act(&mut self, action: Action) -> bool {
         self.deeds += u64::from(!matches!(action, Action::Publish(_)));
+        if let Action::Abandon { .. } | Action::Close { .. } = action {
+            // Another mood may be the end of one that is on its way out.
+            self.checks.departed(&self.balancer);
+        }
         match action {
             Action::Open {
                 id,
@@ -90,14 +95,18 @@ impl World {
             Action::Publish(publication) => {
                 self.trace
                     .note(self.now, "publish", publication.state as u64, 0);
+                self.checks.gather(&mut self.balancer);
                 self.checks
                     .published(&self.balancer, &publication, self.now);
                 self.publications += 1;
                 assert_eq!(publication.pickers.len(), self.policies);
                 self.pickers = Some(publication.pickers);
+                self.state = publication.state;
                 return true;
             }
             Action::Resolve => self.trace.note(self.now, "resolve", 0, 0),
+            // No call here finds a connection full.
+            Action::Usage => unreachable!("no endpoint has more than one connection"),
             Action::Measure => {
                 self.trace.note(self.now, "measure", 0, 0);
                 for (&id, seat) in self.seats.iter().filter(|(_, seat)| !seat.closed) {
@@ -167,6 +176,7 @@ impl World {
                 .get_mut(&dial.id)
                 .expect("a dial is made for a seat");
             seat.open.insert(name);
+            let address = dial.address.clone();
             self.connections.insert(
                 name,
                 Connection {
@@ -176,7 +186,33 @@ impl World {
                     told: false,
                 },
             );
+            self.ask_health(name, &address);
         }
+        self.after_news();
+    }
+
+    /// A server's word on its health, unless its connection is of no use any more.
+    pub(super) fn told_health(&mut self, name: AttemptId, health: Health) {
+        if !self.is_open(name) {
+            return;
+        }
+        let id = self.connections[&name].id;
+        let serving = u64::from(health.is_serving());
+        self.trace.note(self.now, "health", number(id), serving);
+        self.checks.said(id, &health, self.now);
+        self.balancer.handle_health(id, health, self.now);
+        self.after_news();
+    }
+
+    /// What the end of a call meant.
+    pub(super) fn notice(&mut self, id: EndpointId, notice: Notice) {
+        let kind = match notice {
+            Notice::FaultsInARow => 0,
+            Notice::Trial { passed } => 1 + u64::from(passed),
+        };
+        self.trace.note(self.now, "notice", number(id), kind);
+        self.checks.noticed(id, notice);
+        self.balancer.handle_notice(id, notice, self.now);
         self.after_news();
     }
 

@@ -10,15 +10,17 @@ mod driver;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use equipoise::balancer::{AttemptId, Balancer, Config};
-use equipoise::load::Loads;
+use equipoise::balancer::{AttemptId, Balancer, Config, HealthSource, Panic};
+use equipoise::load::{Admission, Loads, Notice};
 use equipoise::policy::{Pickers, Policy};
 use equipoise::rng::Rng;
 use equipoise::{
-    Address, Connectivity, Endpoint, EndpointId, Outcome, ResolveError, StatusCode, Timestamp,
+    Address, Connectivity, Endpoint, EndpointId, Health, Outcome, ResolveError, StatusCode,
+    Timestamp, Unfit,
 };
 
 use crate::checks::Checks;
+use crate::judged::Ejection;
 use crate::wishes::Wishes;
 
 pub(crate) const fn ms(millis: u64) -> Duration {
@@ -49,6 +51,8 @@ pub(crate) enum Answers {
     Serve,
     /// This code, after exactly this time.
     Fail(StatusCode, Duration),
+    /// The same for so many of a thousand calls, by chance; the others as `Serve`.
+    Err(u32, StatusCode, Duration),
     /// Nothing, ever.
     Stall,
 }
@@ -61,6 +65,27 @@ pub(crate) struct Host {
     pub(crate) answers: Answers,
     /// The mean; half of it is fixed, the other half exponential.
     pub(crate) latency: Duration,
+    /// What it says of its health, where it is asked.
+    pub(crate) says: Says,
+}
+
+/// What a host says of its health, or somebody else of it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Says {
+    Serving,
+    NotServing,
+    /// Nothing any more: the watch has ended.
+    Nothing,
+}
+
+impl Says {
+    fn health(self) -> Health {
+        match self {
+            Self::Serving => Health::Serving,
+            Self::NotServing => Health::NotServing(Unfit::SaysSo),
+            Self::Nothing => Health::NotServing(Unfit::WatchEnded("reset".into())),
+        }
+    }
 }
 
 impl Host {
@@ -70,6 +95,7 @@ impl Host {
             dial_delay: ms(1),
             answers: Answers::Serve,
             latency,
+            says: Says::Serving,
         }
     }
 }
@@ -83,6 +109,8 @@ pub(crate) struct Settings {
     pub(crate) budget: Duration,
     /// How long the driver takes to get to the balancer's work; zero does it at once.
     pub(crate) lag: Duration,
+    /// Who is ejected for failing; `None` is nobody. What the config says of it is made from this.
+    pub(crate) ejection: Option<Ejection>,
 }
 
 impl Settings {
@@ -92,7 +120,18 @@ impl Settings {
             config: Config::default(),
             budget: secs(10),
             lag: Duration::ZERO,
+            ejection: None,
         }
+    }
+
+    /// Whether calls fail where too few endpoints can be used.
+    pub(crate) fn fails_in_panic(&self) -> bool {
+        let kinds = (1..=100).map(Panic::fail_below);
+        kinds.into_iter().any(|panic| {
+            [false, true]
+                .map(|over| panic.over_not_serving(over))
+                .contains(&self.config.panic)
+        })
     }
 }
 
@@ -103,6 +142,8 @@ pub(crate) struct Request {
     pub(crate) wait_for_ready: bool,
     /// The client goes away after this time.
     pub(crate) patience: Option<Duration>,
+    /// No key comes with it, also not by chance.
+    pub(crate) keyless: bool,
 }
 
 impl Default for Request {
@@ -111,6 +152,7 @@ impl Default for Request {
             deadline: secs(1),
             wait_for_ready: false,
             patience: None,
+            keyless: false,
         }
     }
 }
@@ -142,6 +184,14 @@ enum Job {
     Answer(u64, u32, Outcome),
     Deadline(u64),
     Patience(u64),
+    /// The first message of attempt number so-and-so of a call that goes on.
+    Message(u64, u32),
+    /// What the end of a call meant gets to the balancer.
+    Notice(EndpointId, Notice),
+    /// A server's word on its health comes over this connection.
+    Health(AttemptId, Health),
+    /// A call has ended where room is scarce: somebody who waits for it may look.
+    Freed,
     Script(Script),
 }
 
@@ -175,13 +225,17 @@ struct Call {
     avoid: Vec<EndpointId>,
     attempt: u32,
     running: Option<Running>,
+    /// Who was found full at the last look: if anybody, it waits for room.
+    full: Vec<EndpointId>,
 }
 
-#[derive(Clone, Copy)]
 struct Running {
     id: EndpointId,
     connection: AttemptId,
     since: Timestamp,
+    admission: Admission,
+    /// Of its endpoint's standing, where it is a trial.
+    epoch: Option<u64>,
 }
 
 /// One pick that was carried out.
@@ -215,6 +269,13 @@ pub(crate) struct World {
     pub(crate) publications: u64,
     pub(crate) trace: Trace,
     pickers: Option<Pickers>,
+    /// What the last publication said of the whole.
+    state: Connectivity,
+    asleep: bool,
+    /// How much news of room is on its way.
+    freeing: u32,
+    /// Whom a look wants connected; told when it is over.
+    wants: Vec<EndpointId>,
     pub(crate) policies: usize,
     queue: BTreeMap<(Timestamp, u64), Job>,
     sequence: u64,
@@ -261,11 +322,12 @@ impl World {
 
     /// A world whose calls take turns at several policies.
     pub(crate) fn with_policies(
-        settings: Settings,
+        mut settings: Settings,
         first: Box<dyn Policy>,
         more: Vec<Box<dyn Policy>>,
     ) -> Self {
         let policies = more.len();
+        settings.config.outliers = settings.ejection.map(Ejection::detection);
         settings.config.validate().expect("the plan is valid");
         let mut rng = Rng::new(settings.seed);
         let mut wishes = Wishes::default();
@@ -288,6 +350,10 @@ impl World {
                 words: None,
             },
             pickers: None,
+            state: Connectivity::Connecting,
+            asleep: false,
+            freeing: 0,
+            wants: Vec::new(),
             policies: 1 + policies,
             queue: BTreeMap::new(),
             sequence: 0,
@@ -359,6 +425,8 @@ impl World {
     /// minds meanwhile.
     pub(crate) fn want(&mut self, id: EndpointId) {
         let ask = move |world: &mut Self| {
+            // Whoever asks makes a call.
+            world.wake();
             world.checks.asked(id);
             world.balancer.handle_wanted(id, world.now);
             world.after_news();
@@ -366,6 +434,45 @@ impl World {
         match self.settings.lag.is_zero() {
             true => ask(self),
             false => self.at(self.now + self.settings.lag, ask),
+        }
+    }
+
+    /// No calls have been made for long enough, as the driver sees it.
+    pub(crate) fn sleep(&mut self) {
+        if std::mem::replace(&mut self.asleep, true) {
+            return;
+        }
+        self.trace.note(self.now, "idle", 0, 0);
+        self.checks.slept(self.now);
+        self.balancer.handle_idle(self.now);
+        self.after_news();
+    }
+
+    /// A call is made again.
+    pub(crate) fn wake(&mut self) {
+        if std::mem::replace(&mut self.asleep, false) {
+            self.trace.note(self.now, "awake", 0, 0);
+            self.checks.bench.asleep = false;
+            self.balancer.handle_awake();
+            self.after_news();
+        }
+    }
+
+    /// The host says of itself from now on what `says` is.
+    pub(crate) fn say(&mut self, address: &Address, says: Says) {
+        if let Some(host) = self.hosts.get_mut(address) {
+            host.says = says;
+        }
+        for name in self.connections_to(address) {
+            self.ask_health(name, address);
+        }
+    }
+
+    /// What a host says of its health reaches us over this connection a moment later.
+    fn ask_health(&mut self, name: AttemptId, address: &Address) {
+        if self.settings.config.health != HealthSource::None {
+            let says = self.hosts[address].says;
+            self.schedule(self.now + ms(1), Job::Health(name, says.health()));
         }
     }
 
@@ -379,6 +486,7 @@ impl World {
         // A few keys come again and again, and some calls have none.
         let hash = match self.rng.below(4) {
             0 => None,
+            _ if request.keyless => None,
             _ => Some(equipoise::rng::remix(self.rng.below(50) as u64)),
         };
         self.calls.insert(
@@ -390,6 +498,7 @@ impl World {
                 avoid: Vec::new(),
                 attempt: 0,
                 running: None,
+                full: Vec::new(),
             },
         );
         self.assign(call);
@@ -538,6 +647,7 @@ impl World {
             self.balancer.handle_timeout(self.now);
             self.after_news();
         }
+        self.overlooked();
         self.checks.in_flight(
             self.seats
                 .iter()
@@ -567,6 +677,16 @@ impl World {
             Job::Deadline(call) => self.give_up(call, Ending::Deadline),
             Job::Patience(call) => self.give_up(call, Ending::Cancelled),
             Job::Script(script) => script(self),
+            Job::Message(call, attempt) => self.spoke(call, attempt),
+            Job::Notice(id, notice) => {
+                self.freeing -= 1;
+                self.notice(id, notice);
+            }
+            Job::Health(name, health) => self.told_health(name, health),
+            Job::Freed => {
+                self.freeing -= 1;
+                self.freed();
+            }
         }
     }
 }
