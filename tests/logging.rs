@@ -10,8 +10,9 @@ use std::io::Write;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use equipoise::balancer::{OutlierDetection, Panic, Standing};
 use equipoise::resolver::Dns;
-use equipoise::{Channel, Endpoint, Resolution};
+use equipoise::{Channel, Endpoint, HealthCheck, Override, Resolution};
 use tonic::Request;
 
 use frames::{FrameServer, Script, code};
@@ -168,4 +169,69 @@ fn a_resolver_that_fails_is_logged_once() {
     // The first list, and the four times that it came back.
     assert_eq!(told("INFO", " endpoint list "), 5, "{all}");
     assert!(told("DEBUG", "same endpoint list") > 40, "{all}");
+}
+
+/// What is decided over an endpoint is told with its address, once: the bad as a warning.
+#[test]
+fn ejection_health_and_panic_are_told() {
+    let (a, b) = (
+        Server::start(Options::new("a")),
+        Server::start(Options::new("b")),
+    );
+    let detection = OutlierDetection::default()
+        .with_success_rate(None)
+        .with_failure_percentage(None)
+        .with_base_ejection_time(Duration::from_millis(50));
+    let all = logged(async {
+        let list = [a.address, b.address].map(Endpoint::from);
+        let channel = Channel::from_endpoints(list)
+            .outlier_detection(detection)
+            .health_check(HealthCheck::default())
+            .panic(Panic::use_all_below(100))
+            .connect()
+            .await
+            .unwrap();
+        let standing = || {
+            let all = channel.endpoints();
+            let found = all.iter().find(|e| e.address == a.address.into());
+            found.map(|e| e.standing)
+        };
+        let mut client = GreeterClient::new(channel.clone());
+        let mut call = async |code: u32| {
+            let mut request = Request::new(HelloRequest {
+                code,
+                ..HelloRequest::default()
+            });
+            let strict = Override::strict(a.address);
+            request.extensions_mut().insert(strict);
+            let _ = client.say_hello(request).await;
+        };
+        for _ in 0..5 {
+            call(14).await;
+        }
+        while standing() != Some(Standing::Probation) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let mut client = GreeterClient::new(channel.clone());
+        while standing() != Some(Standing::Admitted) {
+            client.say_hello(HelloRequest::default()).await.unwrap();
+        }
+        tokio::time::timeout(Duration::from_secs(20), channel.close())
+            .await
+            .unwrap();
+    });
+    let told = |level: &str, words: &str| {
+        let lines = all.lines();
+        let told = lines.filter(|l| l.contains(level) && l.contains(words));
+        told.count()
+    };
+    let of_a = |words: &str| format!("{words} address={}", a.address);
+    assert_eq!(told("WARN", &of_a("endpoint ejected")), 1, "{all}");
+    assert_eq!(told("INFO", &of_a("endpoint on probation")), 1, "{all}");
+    assert_eq!(told("INFO", &of_a("endpoint admitted")), 1, "{all}");
+    assert_eq!(told("INFO", &of_a("endpoint health")), 1, "{all}");
+    assert_eq!(told("WARN", "has no health service"), 2, "{all}");
+    let panic = "panic: too few endpoints can be used usable=1 of=2";
+    assert_eq!(told("WARN", panic), 1, "{all}");
+    assert_eq!(told("INFO", "panic is over usable=2 of=2"), 1, "{all}");
 }

@@ -3,14 +3,20 @@
 #[path = "../rig/mod.rs"]
 mod rig;
 
+mod breaking;
 mod building;
 mod calls;
 mod cancelling;
+mod connections;
 mod deadlines;
 mod hashing;
+mod health;
+mod idling;
+mod judging;
 mod lifecycle;
 mod observing;
 mod readings;
+mod repeating;
 mod resolving;
 mod routing;
 mod steering;

@@ -3,8 +3,19 @@
 //! A failure prints the promise that was broken, the shortest sequence that breaks it, and the seed.
 //! `EQUIPOISE_OPS_CASES=5000 EQUIPOISE_OPS_SEED=7 cargo test --test policies -- ops` looks further.
 
+// By path: the fuzzer includes this file, and only the tests need the controls.
+#[path = "ops/bytes.rs"]
+mod bytes;
+#[cfg(test)]
+#[path = "ops/controls.rs"]
 mod controls;
+#[path = "ops/fleet.rs"]
 mod fleet;
+// Nothing here reads texts.
+#[allow(dead_code)]
+#[path = "../fuzz/bodies/input.rs"]
+mod input;
+#[path = "ops/view.rs"]
 mod view;
 
 use std::collections::BTreeSet;
@@ -25,6 +36,7 @@ use proptest::test_runner::{Config, RngSeed, TestCaseError, TestError, TestRunne
 use crate::leader::policy::LeaderFirst;
 use Manner::{Holds, Pins, Spreads};
 use fleet::{Avoid, Change, Fleet, KEYS, Op, Reach, Reading, Start, WEIGHTS};
+use input::Input;
 use view::Manner;
 
 /// A policy, what it may do, and whom it gives calls to.
@@ -41,7 +53,7 @@ macro_rules! subjects {
         $(mod $name {
             use super::*;
 
-            const SUBJECT: Subject = Subject {
+            pub(super) const SUBJECT: Subject = Subject {
                 policy: || Box::new($policy),
                 manner: $manner,
                 reach: $reach,
@@ -57,6 +69,8 @@ macro_rules! subjects {
                 super::among_ten_thousand(SUBJECT);
             }
         })*
+
+        const SUBJECTS: &[(&str, Subject)] = &[$((stringify!($name), $name::SUBJECT)),*];
     };
 }
 
@@ -159,6 +173,33 @@ fn run(subject: Subject, start: &Start, ops: &[Op]) -> Result<(), String> {
     let mut fleet = Fleet::new(policy, subject.manner, subject.reach, start)?;
     ops.iter().try_for_each(|op| fleet.step(op))?;
     fleet.finish()
+}
+
+/// One input of the fuzzer: the first byte names the policy, the others the sequence.
+pub fn run_bytes(data: &[u8]) {
+    let mut input = Input(data);
+    let (name, subject) = input.choice(SUBJECTS);
+    let (start, ops) = bytes::sequence(&mut input);
+    if let Err(why) = run(subject, &start, &ops) {
+        panic!("{name}: {why}\n{start:?}\n{ops:#?}");
+    }
+}
+
+/// What the fuzzer came upon once.
+#[test]
+fn the_fuzzers_corpus_keeps_the_promises() {
+    let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus/policy_ops");
+    let mut inputs: Vec<_> = std::fs::read_dir(corpus)
+        .expect("the target has a corpus")
+        .map(|entry| entry.expect("the entry is readable").path())
+        .collect();
+    inputs.sort();
+    assert!(!inputs.is_empty(), "{corpus} is empty");
+    for input in inputs {
+        // It names the file if the input breaks a promise.
+        println!("{}", input.display());
+        run_bytes(&std::fs::read(&input).expect("the input is readable"));
+    }
 }
 
 fn keeps_its_promises(subject: Subject) {
