@@ -4,6 +4,7 @@ mod floods;
 mod foreign;
 mod full;
 mod goaway;
+mod limits;
 mod pings;
 mod refused;
 mod resets;
@@ -27,6 +28,7 @@ use crate::rig::ledger::{Call, End, Ledger, audit};
 use crate::rig::load::{Client, Load, call};
 use crate::rig::rivals::tonic_balance;
 use crate::rig::{holes, now, timer};
+use crate::size;
 use crate::{Fleet, all_ready, clean, is_ready, reference, report, status, until};
 
 /// B1, a rolling restart with GOAWAY. tonic fails calls while a server is away.
@@ -37,7 +39,7 @@ fn b1_control_tonic_fails_calls_in_a_rolling_restart() {
         let client = tonic_balance(&fleet.addresses());
         let running = Load::default().run_until_stopped(&client);
         for index in 0..3 {
-            timer::pause(Duration::from_millis(200)).await;
+            timer::pause(pause()).await;
             fleet.terminate(index).await;
             // As long as a server takes to come up.
             timer::pause(Duration::from_millis(200)).await;
@@ -63,15 +65,15 @@ fn b1_rolling_restart() {
         let mut fleet = Fleet::start(Duration::from_millis(1));
         let channel = all_ready(&fleet.addresses()).await;
         let load = Load {
-            rate: 1_000,
+            rate: size::of(1_000, 2_000),
             ..Load::default()
         };
         let running = load.run_until_stopped(&channel);
-        let mut restarts = Vec::new();
+        let (began, mut restarts) = (Instant::now(), Vec::new());
         for index in 0..3 {
-            timer::pause(Duration::from_millis(100)).await;
+            timer::pause(pause() / 2).await;
             fleet.terminate(index).await;
-            timer::pause(Duration::from_millis(100)).await;
+            timer::pause(pause() / 2).await;
             fleet.restart(index);
             restarts.push(now());
             // As an orchestrator does, before it goes on.
@@ -88,6 +90,9 @@ fn b1_rolling_restart() {
         for (index, restart) in restarts.into_iter().enumerate() {
             until("it takes calls again", || again(index, restart)).await;
         }
+        if size::is_full() {
+            timer::until(began + Duration::from_secs(5)).await;
+        }
         let calls = running.stop().await;
         let verdict = fleet.ledger.audit(&calls);
         println!("{verdict}");
@@ -95,6 +100,11 @@ fn b1_rolling_restart() {
         drop(fleet);
         clean(channel, &before).await;
     });
+}
+
+/// The pauses of the restarts: the row's 10,000 calls take five seconds.
+fn pause() -> Duration {
+    size::of(Duration::from_millis(200), Duration::from_millis(600))
 }
 
 /// The same under server streams that live longer than a restart takes.
@@ -130,13 +140,13 @@ fn b1_rolling_restart_under_streams() {
     });
 }
 
-/// A stream of one second.
+/// A stream of one second, or the row's two.
 async fn countdown(channel: Channel, id: u64) -> Call {
     let start = now();
     let request = CountdownRequest {
         id,
         count: 10,
-        pause_us: 100_000,
+        pause_us: size::of(100_000, 200_000),
         ..CountdownRequest::default()
     };
     let ended = async {
@@ -350,8 +360,8 @@ fn b11_settings_never_come() {
         let channel = reference(&addresses).build().expect("in range");
         let (mut seen, mut given_up) = (Vec::new(), None);
         let load = Load {
-            rate: 400,
-            ..Load::of(1_200)
+            rate: size::of(400, 2_000),
+            ..Load::of(size::calls(1_200))
         };
         let calls = load.run_with(channel.clone(), |_| {
             let endpoint = channel.endpoints().into_iter();

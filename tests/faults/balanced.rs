@@ -87,6 +87,7 @@ pub(crate) async fn clean<T>(channel: Channel, rest: T, before: &Footprint) {
 #[track_caller]
 pub(crate) fn report(what: &str, took: Duration, bound: Duration) {
     println!("  {what}: {took:?}, bound {bound:?}");
+    crate::size::time(what, took, bound);
     assert!(took <= 10 * bound, "{what}: {took:?}, bound {bound:?}");
 }
 

@@ -1,8 +1,11 @@
 //! C: TLS and identity.
 
+mod moved;
+
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use equipoise::policy::RoundRobin;
 use equipoise::resolver::{Hints, Resolver, Update};
 use equipoise::{Builder, Channel, Connectivity, Endpoint, ResolveError, Target, Tls};
 use futures_util::StreamExt;
@@ -17,6 +20,7 @@ use crate::rig::holes;
 use crate::rig::ledger::Ledger;
 use crate::rig::load::Load;
 use crate::rig::tls::{Acceptor, Ca, Pair, gullible};
+use crate::size;
 use crate::{clean, is_ready, reference, report, status, until};
 
 /// The service that is meant, and another one of the same owner.
@@ -27,7 +31,7 @@ const OTHER: &str = "other.test";
 const BUDGET: Duration = Duration::from_secs(1);
 
 fn load() -> Load {
-    Load::of(1_000)
+    Load::of(size::calls(1_000))
 }
 
 /// A server named `name` behind TLS, that writes to `ledger`.
@@ -51,7 +55,9 @@ fn secured(addresses: &[SocketAddr], ca: &Ca) -> Builder<Channel> {
 /// The same without any check of who the servers are.
 fn naive(addresses: &[SocketAddr]) -> Builder<Channel> {
     let tls = Tls::from_config(gullible());
-    reference(addresses).authority(NAME).tls(tls)
+    // In turn: a slow first answer must not keep it from being fooled.
+    let builder = reference(addresses).policy(RoundRobin::default());
+    builder.authority(NAME).tls(tls)
 }
 
 /// Waits for the failure of an endpoint, and says why it failed and how long that took.
@@ -208,16 +214,23 @@ fn c4_tls_on_one_side_only() {
             // The control: the one that speaks the same serves all calls.
             let verdict = ledger.audit(&load().run(&channel).await);
             let wrong = status(&channel, bad);
-            assert_eq!((verdict.ok, wrong.picks), (1_000, 0), "{verdict}");
+            assert_eq!(
+                (verdict.ok as u64, wrong.picks),
+                (load().calls, 0),
+                "{verdict}"
+            );
             assert_eq!(status(&channel, good).state, Connectivity::Ready);
         }
         // All that the TLS server took came by TLS, and vice versa.
         let served = ledger.executions();
         assert_eq!(
-            served.iter().filter(|e| e.server == "secure").count(),
-            1_000
+            served.iter().filter(|e| e.server == "secure").count() as u64,
+            load().calls
         );
-        assert_eq!(served.iter().filter(|e| e.server == "plain").count(), 1_000);
+        assert_eq!(
+            served.iter().filter(|e| e.server == "plain").count() as u64,
+            load().calls
+        );
         drop((secure, plain));
         before
             .restored(crate::PATIENCE)
@@ -336,7 +349,7 @@ fn c6_alpn() {
         let channel = secured(&addresses, &ca).build().expect("in range");
         let verdict = ledger.audit(&load().run(&channel).await);
         verdict.assert_unnoticed();
-        assert_eq!(verdict.server("good"), 1_000, "{verdict}");
+        assert_eq!(verdict.server("good") as u64, load().calls, "{verdict}");
         for (server, reason) in [
             (&old, "by ALPN it refused \"h2\""),
             (&none, "by ALPN the server chose none and not \"h2\""),
@@ -441,7 +454,7 @@ fn c9_a_resolver_cannot_choose_the_name() {
         let by_target = channel().build().expect("in range");
         let verdict = ledger.audit(&load().run(&by_target).await);
         verdict.assert_unnoticed();
-        assert_eq!(verdict.server("meant"), 1_000, "{verdict}");
+        assert_eq!(verdict.server("meant") as u64, load().calls, "{verdict}");
         let (why, _) = failed(&by_target, wrong.address).await;
         says(&why, wrong.address, &[NAME, "another name", OTHER]);
 
@@ -453,8 +466,8 @@ fn c9_a_resolver_cannot_choose_the_name() {
         };
         let verdict = ledger.audit(&other_load.run(&by_user).await);
         assert_eq!(
-            (verdict.ok, verdict.server("wrong")),
-            (1_000, 1_000),
+            (verdict.ok as u64, verdict.server("wrong") as u64),
+            (load().calls, load().calls),
             "{verdict}"
         );
         drop((by_user, meant, wrong));

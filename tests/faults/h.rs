@@ -1,5 +1,9 @@
 //! H: retries, hedging, deadlines.
 
+mod hedging;
+mod metastable;
+mod retries;
+
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::ops::ControlFlow;
@@ -18,6 +22,14 @@ use crate::rig::ledger::{Call, audit};
 use crate::rig::load::{Load, call};
 use crate::rig::rivals::tonic_balance;
 use crate::rig::{holes, now, timer};
+
+/// One thing in `cargo test`, another at the fault matrix' own load.
+fn sized<T>(quick: T, full: T) -> T {
+    match std::env::var("EQUIPOISE_FAULT_SIZE").is_ok_and(|size| size == "full") {
+        true => full,
+        false => quick,
+    }
+}
 
 /// H3, a connection dies after calls were sent: none is sent again.
 #[test]

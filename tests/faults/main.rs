@@ -1,21 +1,32 @@
 //! The rows of the fault matrix that need real sockets, one file for each group of rows.
 //!
 //! Each row stands beside its negative control: the same fault against stock tonic or tower, which shows
-//! that the rig really makes the fault and that the ledger sees it.
+//! that the rig really makes the fault and that the ledger sees it. [`matrix`] is the table of all rows and their
+//! tests, [`size`] how large they are run, and [`full`] the full run.
 
 mod b;
 mod balanced;
 mod c;
+mod child;
 mod d;
 mod e;
+mod full;
 mod g;
 mod h;
 mod h10;
+mod h11;
+mod h13;
+mod h15;
 mod h16;
 mod h17;
+mod h18;
+mod i;
 mod lifecycle;
+mod matrix;
 mod n;
+mod namespace;
 mod rig_itself;
+mod size;
 mod wire;
 
 #[path = "../rig/frames.rs"]
@@ -26,7 +37,7 @@ mod rig;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use equipoise::balancer::Backoff;
+use equipoise::balancer::{Backoff, OutlierDetection};
 use equipoise::{Builder, Channel, Connectivity, Endpoint, EndpointStatus};
 use rig::clean::Footprint;
 use rig::greeter::Options;
@@ -97,15 +108,24 @@ fn reference(addresses: &[SocketAddr]) -> Builder<Channel> {
     let second = Duration::from_secs(1);
     Channel::from_endpoints(addresses.iter().copied().map(Endpoint::from))
         .connect_timeout(second)
-        .backoff(Backoff {
-            base: Duration::from_millis(200),
-            multiplier: 1.6,
-            jitter: 0.2,
-            cap: 2 * second,
-        })
+        .backoff(reference_backoff())
         .keepalive(second, second)
         .drain_deadline(5 * second)
         .queue_limit(1_000)
+        .outlier_detection(
+            OutlierDetection::default()
+                .with_interval(second)
+                .with_base_ejection_time(2 * second),
+        )
+}
+
+fn reference_backoff() -> Backoff {
+    Backoff {
+        base: Duration::from_millis(200),
+        multiplier: 1.6,
+        jitter: 0.2,
+        cap: Duration::from_secs(2),
+    }
 }
 
 /// That channel, once every one of `addresses` is ready.
@@ -177,6 +197,7 @@ async fn clean(channel: Channel, before: &Footprint) {
 #[track_caller]
 fn report(what: &str, took: Duration, bound: Duration) {
     println!("{what}: {took:?}, bound {bound:?}");
+    size::time(what, took, bound);
     assert!(
         took <= 10 * bound,
         "{what}: {took:?}, ten times {bound:?} is too long"

@@ -7,18 +7,20 @@ use std::pin::Pin;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread;
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt, future, stream};
 use tokio::net::TcpListener;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tonic::transport::server::TcpIncoming;
 use tonic::{Code, Request, Response, Status, Streaming};
 
+use super::health::{self, Word};
+pub use super::inside::{Server, UnixServer, unix_server};
 use super::ledger::{Entry, Writer};
 use super::timer;
 use super::tls::Acceptor;
+use super::trailers::InTrailers;
 
 pub mod proto {
     //! The generated code of the demo service.
@@ -41,6 +43,12 @@ pub struct Options {
     pub concurrency: Option<usize>,
     /// The code of the calls that fail, and how many of 1,000 do, evenly spread. They take `work` too.
     pub fail: Option<(Code, u64)>,
+    /// Failures come as gRPC allows it: after a head that says nothing of them, in trailers alone.
+    pub late_status: bool,
+    /// What it says of itself when it is asked by the health service; none where it has no such service.
+    pub health: Option<Word>,
+    /// How long a connection that was made waits for the server's first byte.
+    pub greeting: Duration,
     /// The pause before each message of a stream, on top of what the call asks for.
     pub pace: Duration,
     /// The SETTINGS of that name.
@@ -62,6 +70,9 @@ impl Options {
             work: Duration::ZERO,
             concurrency: None,
             fail: None,
+            late_status: false,
+            health: None,
+            greeting: Duration::ZERO,
             pace: Duration::ZERO,
             max_concurrent_streams: None,
             max_connection_age: None,
@@ -103,6 +114,15 @@ impl fmt::Display for Options {
         }
         if let Some((code, share)) = self.fail {
             write!(f, ";fail={}/{share}", code as i32)?;
+        }
+        if self.late_status {
+            f.write_str(";late_status=true")?;
+        }
+        if let Some(word) = self.health {
+            write!(f, ";health={word}")?;
+        }
+        if !self.greeting.is_zero() {
+            write!(f, ";greeting={}", self.greeting.as_nanos())?;
         }
         if let Some(streams) = self.max_concurrent_streams {
             write!(f, ";streams={streams}")?;
@@ -148,6 +168,9 @@ impl Options {
                 let (code, share) = value.split_once('/')?;
                 self.fail = Some((Code::from(code.parse::<i32>().ok()?), share.parse().ok()?));
             }
+            "late_status" => self.late_status = value.parse().ok()?,
+            "health" => self.health = Some(value.parse().ok()?),
+            "greeting" => self.greeting = nanos()?,
             "streams" => self.max_concurrent_streams = Some(value.parse().ok()?),
             "age" => self.max_connection_age = Some(nanos()?),
             "ledger" => self.ledger = Some(value.into()),
@@ -155,126 +178,6 @@ impl Options {
             _ => return None,
         }
         Some(())
-    }
-}
-
-/// A server inside the process of the test, on a thread and a runtime of its own, so that its tasks are
-/// not counted as the client's.
-#[derive(Debug)]
-pub struct Server {
-    pub address: SocketAddr,
-    ending: Option<oneshot::Sender<Ending>>,
-    thread: Option<thread::JoinHandle<()>>,
-}
-
-#[derive(Debug)]
-enum Ending {
-    /// GOAWAY; streams finish.
-    Graceful,
-    /// Connections break where they are.
-    Abort,
-}
-
-impl Server {
-    /// Returns once the server listens.
-    pub fn start(options: Options) -> Self {
-        let acceptor = options.tls.as_deref().map(Acceptor::from_file);
-        Self::start_behind(acceptor, options)
-    }
-
-    /// The same behind TLS of the test's own; the options' does not count.
-    pub fn start_behind(acceptor: impl Into<Option<Acceptor>>, options: Options) -> Self {
-        let acceptor = acceptor.into();
-        let (ending, ended) = oneshot::channel();
-        let (listening, address) = std::sync::mpsc::channel();
-        let serve = move || {
-            let runtime = runtime();
-            runtime.block_on(async {
-                let bound = Bound {
-                    acceptor,
-                    ..Bound::bind(options).await
-                };
-                listening.send(bound.address).expect("start waits for it");
-                let (drain, drained) = watch::channel(());
-                let serving = bound.serve(drained);
-                tokio::pin!(serving);
-                tokio::select! {
-                    () = &mut serving => return,
-                    ending = ended => match ending.unwrap_or(Ending::Abort) {
-                        Ending::Graceful => drop(drain),
-                        Ending::Abort => return,
-                    }
-                }
-                serving.await;
-            });
-            // Dropping the runtime drops the tasks of all connections.
-        };
-        let thread = thread::spawn(serve);
-        let address = address
-            .recv()
-            .expect("the server's thread binds its address");
-        Self {
-            address,
-            ending: Some(ending),
-            thread: Some(thread),
-        }
-    }
-
-    /// Says GOAWAY and waits until all streams have finished.
-    pub async fn shutdown(mut self) {
-        let thread = self.end(Ending::Graceful);
-        let joined = tokio::task::spawn_blocking(move || thread.map(thread::JoinHandle::join));
-        joined.await.expect("waiting does not panic");
-    }
-
-    /// Breaks all connections at once; dropping the server does the same.
-    pub fn abort(self) {}
-
-    fn end(&mut self, ending: Ending) -> Option<thread::JoinHandle<()>> {
-        if let Some(sender) = self.ending.take() {
-            // A server that has ended by itself needs no telling.
-            let _ = sender.send(ending);
-        }
-        self.thread.take()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        if let Some(thread) = self.end(Ending::Abort) {
-            // A panic of the server has been printed by its own thread.
-            let _ = thread.join();
-        }
-    }
-}
-
-/// A server on a Unix socket, on the current runtime; it ends with the value.
-#[derive(Debug)]
-pub struct UnixServer {
-    pub path: PathBuf,
-    serving: tokio::task::JoinHandle<()>,
-}
-
-/// Serves as `name` on a fresh path.
-pub fn unix_server(name: &str) -> UnixServer {
-    // Counted, so that two in one process differ; relaxed, since nothing else is read in its order.
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    let path = std::env::temp_dir().join(format!("equipoise-{}-{count}.sock", std::process::id()));
-    let listener = tokio::net::UnixListener::bind(&path).expect("the path is fresh");
-    let incoming = tokio_stream::wrappers::UnixListenerStream::new(listener);
-    let service = GreeterServer::new(Service::new(Options::new(name)));
-    let serving = tonic::transport::Server::builder()
-        .add_service(service)
-        .serve_with_incoming(incoming);
-    let serving = tokio::spawn(async { serving.await.expect("serving does not fail") });
-    UnixServer { path, serving }
-}
-
-impl Drop for UnixServer {
-    fn drop(&mut self) {
-        self.serving.abort();
-        let _ = std::fs::remove_file(&self.path);
     }
 }
 
@@ -298,11 +201,30 @@ pub(super) fn runtime() -> tokio::runtime::Runtime {
     builder.enable_all().build().expect("a runtime can be had")
 }
 
+/// What of a server's options may change while it runs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Behaviour {
+    work: Duration,
+    fail: Option<(Code, u64)>,
+    pub health: Option<Word>,
+}
+
+impl From<&Options> for Behaviour {
+    fn from(options: &Options) -> Self {
+        let &Options {
+            work, fail, health, ..
+        } = options;
+        Self { work, fail, health }
+    }
+}
+
 /// A server that listens and does not answer yet.
 pub(super) struct Bound {
     pub address: SocketAddr,
+    /// How it is told to behave otherwise.
+    pub behaviour: watch::Sender<Behaviour>,
     listener: TcpListener,
-    acceptor: Option<Acceptor>,
+    pub acceptor: Option<Acceptor>,
     options: Options,
 }
 
@@ -315,6 +237,7 @@ impl Bound {
             .expect("a bound socket has an address");
         Self {
             address,
+            behaviour: watch::Sender::new(Behaviour::from(&options)),
             listener,
             acceptor: options.tls.as_deref().map(Acceptor::from_file),
             options,
@@ -327,6 +250,7 @@ impl Bound {
             listener,
             acceptor,
             options,
+            behaviour,
             ..
         } = self;
         // 1 MiB and 16 MiB, as the client has them: uploads wait for the network alone.
@@ -341,10 +265,24 @@ impl Bound {
             server = server.max_connection_age(age);
         }
         let drained = async move { while drain.changed().await.is_ok() {} };
-        let router = server.add_service(GreeterServer::new(Service::new(options)));
+        let health = options.health.map(|_| {
+            let words = behaviour.subscribe();
+            health::service(words, options.ledger.as_deref(), &options.name)
+        });
+        let (late_status, greeting) = (options.late_status, options.greeting);
+        let greeter = GreeterServer::new(Service::new(options, behaviour.subscribe()));
+        let router = match late_status {
+            false => server.add_service(greeter),
+            true => server.add_service(InTrailers(greeter)),
+        };
+        let router = router.add_optional_service(health);
         let served = match acceptor {
             None => {
                 let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+                let incoming = incoming.then(|connection| async move {
+                    timer::pause(greeting).await;
+                    connection
+                });
                 router.serve_with_incoming_shutdown(incoming, drained).await
             }
             Some(acceptor) => {
@@ -356,8 +294,16 @@ impl Bound {
     }
 }
 
-struct Service {
+/// The service as it stands, for servers that a test puts together itself.
+pub fn service(options: Options) -> GreeterServer<impl Greeter> {
+    // It goes on behaving so: nobody keeps the other end.
+    let (_, behaviour) = watch::channel(Behaviour::from(&options));
+    GreeterServer::new(Service::new(options, behaviour))
+}
+
+pub(super) struct Service {
     options: Options,
+    behaviour: watch::Receiver<Behaviour>,
     permits: Option<Arc<Semaphore>>,
     ledger: Option<Writer>,
     calls: AtomicU64,
@@ -378,7 +324,13 @@ impl Held {
 }
 
 impl Service {
-    fn new(options: Options) -> Self {
+    /// One that stays as its options say.
+    pub(super) fn of(options: Options) -> Self {
+        let behaviour = watch::Sender::new(Behaviour::from(&options)).subscribe();
+        Self::new(options, behaviour)
+    }
+
+    fn new(options: Options, behaviour: watch::Receiver<Behaviour>) -> Self {
         let ledger = options.ledger.as_ref().map(|path| {
             Writer::open(path, &options.name)
                 .unwrap_or_else(|error| panic!("ledger {}: {error}", path.display()))
@@ -388,6 +340,7 @@ impl Service {
             .map(|permits| Arc::new(Semaphore::new(permits)));
         Self {
             options,
+            behaviour,
             permits,
             ledger,
             calls: AtomicU64::new(0),
@@ -417,7 +370,8 @@ impl Service {
             entry,
             _permit: permit,
         };
-        timer::pause(self.options.work + work).await;
+        let usual = self.behaviour.borrow().work;
+        timer::pause(usual + work).await;
         let code = match Code::from(code as i32) {
             Code::Ok => self.fault(),
             asked => asked,
@@ -433,7 +387,7 @@ impl Service {
     }
 
     fn fault(&self) -> Code {
-        let Some((code, share)) = self.options.fail else {
+        let Some((code, share)) = self.behaviour.borrow().fail else {
             return Code::Ok;
         };
         // A counter on its own: nothing else is read in its order.

@@ -78,6 +78,13 @@ impl Writer {
         })
     }
 
+    /// Writes that the server was asked how it is.
+    pub fn asked(&self) {
+        let line = format!("asked {} {}\n", self.server, now().as_nanos());
+        let written = (&*self.file).write_all(line.as_bytes());
+        written.expect("the ledger's disk takes a line");
+    }
+
     /// Writes that the server takes a call. Dropping the entry unfinished writes CANCELLED.
     pub fn begin(&self, id: u64, attempt: u32) -> Entry {
         // Only uniqueness is asked for, so nothing has to be ordered.
@@ -167,6 +174,16 @@ impl Ledger {
         read(&text)
     }
 
+    /// When `server` was asked how it is: the health watches that it opened.
+    pub fn asked(&self, server: &str) -> Vec<Duration> {
+        let text = std::fs::read_to_string(&self.path).expect("the ledger lives as long as we do");
+        let lines = text.lines().filter_map(|line| {
+            let time = line.strip_prefix("asked ")?.strip_prefix(server)?;
+            time.strip_prefix(' ')?.parse().ok()
+        });
+        lines.map(Duration::from_nanos).collect()
+    }
+
     /// Joins the client's part with what the servers have written by now.
     pub fn audit(&self, calls: &[Call]) -> Verdict {
         audit(calls, &self.executions())
@@ -209,6 +226,7 @@ pub fn read(text: &str) -> Vec<Execution> {
                     .unwrap_or_else(|| panic!("no begin of {line:?}"));
                 executions[index].end = Some((time(end), Code::from(number(code) as i32)));
             }
+            ["asked", ..] => {}
             _ => panic!("ledger line {line:?}"),
         }
     }

@@ -4,19 +4,23 @@
 //! knows a balancer: a client is anything that [`load::Client`] describes.
 
 // Each binary that mounts the rig uses its own part of it. The rig's own tests are in `tests/faults`.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, unused_imports)]
 
 pub mod clean;
 pub mod delay;
 pub mod greeter;
+pub mod health;
 pub mod holes;
+pub mod inside;
 pub mod ledger;
 pub mod load;
+pub mod middlebox;
 pub mod names;
 pub mod process;
 pub mod rivals;
 pub mod timer;
 pub mod tls;
+pub mod trailers;
 
 use std::time::Duration;
 

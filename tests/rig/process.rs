@@ -3,7 +3,7 @@
 //! The binary runs itself again with an environment variable that says what to serve: a test binary as
 //! its own test [`server_process`], a bench by calling [`serve_if_asked`] first thing in `main`.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
@@ -13,7 +13,7 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 
-use super::greeter::{Bound, Options, runtime};
+use super::greeter::{Behaviour, Bound, Options, runtime};
 
 /// The options of the servers, one on each line.
 const SERVE: &str = "EQUIPOISE_RIG_SERVER";
@@ -37,11 +37,22 @@ impl ServerProcess {
     /// Several servers in one process, on `core` alone where one is given.
     pub fn start_all(options: &[Options], core: Option<usize>) -> Self {
         let binary = std::env::current_exe().expect("a running binary knows its path");
+        Self::start_by(Command::new(binary), options, core)
+    }
+
+    /// One server in a network namespace that `ip netns` knows by this name.
+    pub fn start_in(namespace: &str, options: &Options) -> Self {
+        let binary = std::env::current_exe().expect("a running binary knows its path");
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", namespace]).arg(binary);
+        Self::start_by(command, std::slice::from_ref(options), None)
+    }
+
+    fn start_by(mut command: Command, options: &[Options], core: Option<usize>) -> Self {
         // Without the name of the crate, as the harness wants it. A bench ignores the arguments.
         let test = concat!(module_path!(), "::server_process");
         let test = test.split_once("::").map_or(test, |(_, test)| test);
         let options: Vec<String> = options.iter().map(Options::to_string).collect();
-        let mut command = Command::new(binary);
         command.args([test, "--exact", "--nocapture"]);
         command.env(SERVE, options.join("\n"));
         if let Some(core) = core {
@@ -85,6 +96,12 @@ impl ServerProcess {
     /// The number of the process.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// From now on its servers work, fail and speak of their health as these options say; the others stay as they are.
+    pub fn tell(&self, options: &Options) {
+        let mut stdin = self.child.stdin.as_ref().expect("it was asked for");
+        writeln!(stdin, "{options}").expect("a child that runs reads");
     }
 
     /// `kill -9`, and waits until it is gone: its sockets are closed.
@@ -164,7 +181,6 @@ pub fn serve_if_asked() -> bool {
         let core = core.parse().expect("the parent writes a number");
         pin(core).expect("the parent chose a core it may use");
     }
-    end_with_parent();
     let options = options
         .lines()
         .map(|line| line.parse().expect("the parent writes options"));
@@ -177,12 +193,15 @@ async fn serve(options: Vec<Options>) {
     let (drain, drained) = watch::channel(());
     let mut stdout = std::io::stdout();
     let mut servers = tokio::task::JoinSet::new();
+    let mut behaviours = Vec::new();
     for options in options {
         let bound = Bound::bind(options).await;
+        behaviours.push(bound.behaviour.clone());
         // The harness may have begun a line of its own.
         writeln!(stdout, "\nLISTENING {}", bound.address).expect("the parent reads");
         servers.spawn(bound.serve(drained.clone()));
     }
+    obey_parent(behaviours);
     writeln!(stdout, "SERVING").expect("the parent reads");
     drop(drained);
     terminate.recv().await;
@@ -190,11 +209,15 @@ async fn serve(options: Vec<Options>) {
     servers.join_all().await;
 }
 
-/// The parent holds the other end of stdin; however it ends, the child goes too.
-fn end_with_parent() {
-    thread::spawn(|| {
-        let mut byte = [0];
-        while std::io::stdin().read(&mut byte).is_ok_and(|read| read > 0) {}
+/// The parent holds the other end of stdin: what it writes there is obeyed, and however it ends, the child goes too.
+fn obey_parent(behaviours: Vec<watch::Sender<Behaviour>>) {
+    thread::spawn(move || {
+        for line in std::io::stdin().lines().map_while(Result::ok) {
+            let told: Options = line.parse().expect("the parent writes options");
+            for behaviour in &behaviours {
+                behaviour.send_replace(Behaviour::from(&told));
+            }
+        }
         std::process::exit(0);
     });
 }

@@ -20,6 +20,7 @@ use crate::rig::ledger::{Call, End, Execution, audit};
 use crate::rig::load::Load;
 use crate::rig::rivals::tonic_balance;
 use crate::rig::{now, timer};
+use crate::size;
 use crate::{Fleet, all_ready, clean, report, status};
 
 /// B10, one of three servers takes 10 streams at a time. tonic sends it as much as the others, and the
@@ -33,12 +34,13 @@ fn b10_control_calls_queue_behind_a_full_connection() {
         let client = tonic_balance(&fleet.addresses());
         let load = Load {
             deadline: Duration::from_secs(10),
-            ..Load::of(900)
+            ..Load::of(size::of(900, 10_000))
         };
         let calls = load.run_closed(&client, 90).await;
         let verdict = fleet.ledger.audit(&calls);
         println!("{verdict}");
         verdict.assert_true();
+        size::time("p99", verdict.latency(0.99), Duration::from_millis(250));
         // tonic sends before the SETTINGS come: a server may refuse what is above its limit.
         assert_eq!(verdict.code(Code::Unavailable), verdict.failed, "{verdict}");
         assert!(
@@ -62,7 +64,7 @@ fn b10_a_full_connection_is_passed_over() {
         let (calls, most) = tokio::select! {
             // Counted from the pick on, so a call that waits inside the connection counts too.
             never = most_in_flight(&channel, addresses[0], &picked) => match never {},
-            calls = callers(&channel, 90, 900, &picked) => (calls, picked.most.load(Ordering::Relaxed)),
+            calls = callers(&channel, 90, size::of(900, 10_000), &picked) => (calls, picked.most.load(Ordering::Relaxed)),
         };
         let executions = fleet.ledger.executions();
         let verdict = audit(&calls, &executions);

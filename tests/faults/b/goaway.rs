@@ -14,6 +14,7 @@ use crate::rig::ledger::{Execution, Verdict, audit};
 use crate::rig::load::{Client, Load};
 use crate::rig::rivals::tonic_balance;
 use crate::rig::timer;
+use crate::size;
 use crate::wire::{Processed, close_wait, executions};
 use crate::{all_ready, clean, report, status, until};
 
@@ -65,7 +66,7 @@ async fn processed(server: &FrameServer) -> (Vec<Execution>, usize) {
 }
 
 async fn run(client: &impl Client, fleet: &Fleet, leaving: &FrameServer) -> (Verdict, usize) {
-    let calls = Load::of(1_000).run(client).await;
+    let calls = Load::of(size::calls(1_000)).run(client).await;
     let (mut all, unprocessed) = processed(leaving).await;
     all.extend(fleet.ledger.executions());
     let verdict = audit(&calls, &all);

@@ -13,13 +13,18 @@ use crate::rig::greeter::proto::greeter_client::GreeterClient;
 use crate::rig::greeter::tonic_endpoint;
 use crate::rig::load::Client;
 use crate::rig::timer;
+use crate::size::{self, figure};
 use crate::{clean, status};
 
 /// The interval of the first connection: the seconds of the row, made short.
-const INTERVAL: Duration = Duration::from_millis(50);
+fn interval() -> Duration {
+    size::of(Duration::from_millis(50), Duration::from_secs(1))
+}
 
 /// The row's minute.
-const WINDOW: Duration = Duration::from_millis(50 * 60);
+fn window() -> Duration {
+    60 * interval()
+}
 
 /// What grpc-go's servers allow: a ping that comes within five minutes of the one before, with nothing sent since, is a
 /// strike, and the third strike is the end.
@@ -67,14 +72,14 @@ async fn enforce(peer: Peer) {
     peer.close();
 }
 
-/// For as long as the window: a call each 10 ms, given up after 100 ms. Each new one lets our pings go on. Gives the
+/// For as long as the window: a call each fifth of an interval, given up after two of them. Each new one lets our pings go on. Gives the
 /// number of connections at its end.
 async fn calls(client: impl Client, server: &FrameServer) -> usize {
     let begin = Instant::now();
     let mut running = JoinSet::new();
     for number in 0.. {
-        let due = Duration::from_millis(10) * number;
-        if due > WINDOW {
+        let due = interval() / 5 * number;
+        if due > window() {
             break;
         }
         timer::until(begin + due).await;
@@ -82,7 +87,7 @@ async fn calls(client: impl Client, server: &FrameServer) -> usize {
         running.spawn(async move {
             let call = client.say_hello(HelloRequest::default());
             // It is never answered; an error of its connection is no concern here.
-            let _ = tokio::time::timeout(Duration::from_millis(100), call).await;
+            let _ = tokio::time::timeout(2 * interval(), call).await;
         });
         while running.try_join_next().is_some() {}
     }
@@ -97,14 +102,14 @@ fn b4_control_tonic_pings_on() {
     alone(async {
         let (server, enforcing) = strict().await;
         let client = tonic_endpoint(server.address())
-            .http2_keep_alive_interval(INTERVAL)
+            .http2_keep_alive_interval(interval())
             .keep_alive_while_idle(true)
             .connect()
             .await
             .expect("it listens");
         let connections = calls(client, &server).await;
         enforcing.abort();
-        println!("{connections} connections in {WINDOW:?}");
+        println!("{connections} connections in {:?}", window());
         assert!(connections > 4, "{connections}");
     });
 }
@@ -116,21 +121,22 @@ fn b4_too_many_pings() {
         let before = Footprint::take();
         let (server, enforcing) = strict().await;
         let channel = Channel::from_endpoints([Endpoint::from(server.address())])
-            .keepalive(INTERVAL, crate::PATIENCE)
+            .keepalive(interval(), crate::PATIENCE)
             .drain_deadline(Duration::from_secs(1))
             .connect()
             .await
             .expect("it listens");
         // Four pings each, at 1, 2, 4 and 8 times the interval, take the whole of it.
         let connections = calls(channel.clone(), &server).await;
-        println!("{connections} connections in {WINDOW:?}");
+        println!("{connections} connections in {:?}", window());
+        figure("connections in the window", connections as f64, "");
         assert!((2..=4).contains(&connections), "{connections}");
         for nth in 0..connections {
             let pings = pings(&server.peer(nth).await.frames());
             let gaps: Vec<Duration> = pings.windows(2).map(|two| two[1] - two[0]).collect();
             println!("connection {nth}: {gaps:?}");
             assert!(nth + 1 == connections || gaps.len() > STRIKES, "{gaps:?}");
-            let interval = INTERVAL * (1 << nth);
+            let interval = interval() * (1 << nth);
             for gap in gaps {
                 // Seen by the server; a busy machine brings two of them nearer.
                 assert!(

@@ -20,6 +20,7 @@ use crate::rig::greeter::proto::{HelloReply, HelloRequest};
 use crate::rig::ledger::{Ledger, Writer};
 use crate::rig::load::Load;
 use crate::rig::rivals::tonic_balance;
+use crate::size;
 use crate::{all_ready, clean, status};
 
 /// B5, REFUSED_STREAM on the first attempt of each call. tonic makes no second one.
@@ -43,18 +44,18 @@ fn b5_control_tonic_fails_refused_calls() {
 fn b5_refused_on_the_first_attempt() {
     alone(async {
         // Many, since a server joins some milliseconds after it is ready.
-        const CALLS: u64 = 5_000;
+        let made = size::calls(5_000);
         let before = Footprint::take();
         let (ledger, seen) = (Ledger::create(), Seen::default());
         let servers = Refusing::start_two(&ledger, &seen).await;
         let channel = all_ready(&servers.addresses).await;
-        let verdict = ledger.audit(&Load::of(CALLS).run(&channel).await);
+        let verdict = ledger.audit(&Load::of(made).run(&channel).await);
         println!("{verdict}");
         verdict.assert_unnoticed();
         // Not announced as retries: no server has seen these calls before.
         assert_eq!(
             (seen.attempts(), verdict.retries),
-            (2 * CALLS as usize, 0),
+            (2 * made as usize, 0),
             "{verdict}"
         );
         // A server joins the round some milliseconds after it is ready; from the first call on that both
@@ -64,7 +65,7 @@ fn b5_refused_on_the_first_attempt() {
             .into_iter()
             .max();
         let joined = joined.expect("there are two");
-        assert!(joined < CALLS / 2, "one server joined with call {joined}");
+        assert!(joined < made / 2, "one server joined with call {joined}");
         for execution in ledger.executions().into_iter().filter(|e| e.id > joined) {
             let refused = seen.refused_by(execution.id).expect("the first attempt is");
             assert_ne!(refused, execution.server, "{execution:?}");
@@ -80,7 +81,7 @@ fn b5_refused_on_the_first_attempt() {
             );
             assert!(endpoint.last_error.is_none(), "{endpoint:?}");
         }
-        assert_eq!((refused, ok), (CALLS, CALLS));
+        assert_eq!((refused, ok), (made, made));
         drop(servers);
         clean(channel, &before).await;
     });

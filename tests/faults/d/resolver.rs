@@ -25,6 +25,7 @@ use crate::rig::ledger::Call;
 use crate::rig::load::Load;
 use crate::rig::names::{Found, Name};
 use crate::rig::now;
+use crate::size::{self, figure};
 
 const MS: Duration = Duration::from_millis(1);
 const WORK: Duration = MS;
@@ -44,7 +45,8 @@ fn d1_errors_after_a_good_answer() {
         let fleet = Fleet::start(WORK);
         let name = Name::of(&fleet.addresses());
         let channel = ready(named(&name, REFRESH)).await;
-        let load = Load::of(2_000);
+        // Sixty seconds of errors in the full run.
+        let load = Load::of(size::of(2_000, 120_000));
         let calls = load.run_with(channel.clone(), |number| {
             if number == 400 {
                 name.set(Found::Failure);
@@ -175,6 +177,7 @@ fn d2_control_tonic_waits_past_the_deadline() {
         let mut client = GreeterClient::new(client);
         let call = client.say_hello(request);
         let ended = tokio::time::timeout(300 * MS, call).await;
+        figure("of one call, hung past its deadline", 1.0, "");
         assert!(ended.is_err(), "it ended: {ended:?}");
     });
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tonic::Code;
 
 use crate::rig::greeter::{Options, fails};
+use crate::rig::health::Word;
 
 #[test]
 fn options_survive_the_way_to_a_child_process() {
@@ -15,6 +16,9 @@ fn options_survive_the_way_to_a_child_process() {
         work: Duration::from_micros(1_500),
         concurrency: Some(8),
         fail: Some((Code::Unavailable, 250)),
+        late_status: true,
+        health: Some(Word::Cut(Duration::from_millis(200))),
+        greeting: Duration::from_millis(7),
         pace: Duration::from_millis(3),
         max_concurrent_streams: Some(10),
         max_connection_age: Some(Duration::from_secs(1)),
@@ -24,6 +28,14 @@ fn options_survive_the_way_to_a_child_process() {
     };
     for options in [plain, full] {
         assert_eq!(options.to_string().parse(), Ok(options));
+    }
+    for word in [
+        Word::Serving,
+        Word::NotServing,
+        Word::UnknownService,
+        Word::Silence,
+    ] {
+        assert_eq!(word.to_string().parse(), Ok(word));
     }
     assert_eq!(
         "work=fast".parse::<Options>(),
