@@ -7,6 +7,9 @@
 //! `SeqCst` accesses, of which there are none here, only fences. `tests/models/controls` breaks the files one line at
 //! a time and wants each break to be found.
 
+#[path = "../../../src/classifier.rs"]
+#[allow(dead_code)]
+mod classifier;
 #[path = "../../../src/load/mod.rs"]
 #[allow(dead_code, unused_imports)]
 mod load;
