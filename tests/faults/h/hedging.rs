@@ -10,7 +10,7 @@ use tonic::Code;
 
 use super::retries::repeated;
 use crate::Fleet;
-use crate::balanced::{clean, over, ready, report, until};
+use crate::balanced::{PATIENCE, clean, over, ready, report, until};
 use crate::frames::{FrameServer, Script, Step, code, kind, stream};
 use crate::h::sized;
 use crate::rig::clean::{Footprint, alone};
@@ -207,15 +207,15 @@ fn h7_the_attempt_that_loses_is_reset() {
         let builder = repeated(over(&addresses), config).retry_budget(budget);
         let channel = ready(builder.policy(RoundRobin::default())).await;
         let mut client = GreeterClient::new(channel.clone());
-        for _ in 0..4 {
-            client
-                .say_hello(HelloRequest::default())
-                .await
-                .expect("the quick one answers");
-        }
         let peer = silent.peer(0).await;
+        // Calls are sent to an endpoint a moment after it is ready.
+        let begun = Instant::now();
+        while peer.streams().len() < 2 {
+            assert!(begun.elapsed() < PATIENCE, "the silent one is never asked");
+            let answer = client.say_hello(HelloRequest::default()).await;
+            answer.expect("the quick one answers");
+        }
         let sent = peer.streams().len();
-        assert!(sent >= 1, "the silent one was asked");
         peer.until(|frames| frames.iter().filter(|f| f.is(kind::RST_STREAM)).count() == sent)
             .await;
         let reset = peer.wait(|f| f.is(kind::RST_STREAM)).await;
