@@ -792,7 +792,9 @@ rows! {
             "h::retries::h6_a_request_is_sent_again_whole_or_not_at_all",
         ],
         long: &[],
-        against: &[],
+        against: &[
+            "h::retries::h6_control_without_retries_a_small_request_fails",
+        ],
         lacks: None,
     };
     h7: "hedging with a slow first attempt",
