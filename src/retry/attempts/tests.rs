@@ -1,3 +1,5 @@
+//! One call at literal times, and under arbitrary events.
+
 use proptest::collection::vec;
 use proptest::prelude::{Just, ProptestConfig, Strategy, any, prop_oneof};
 use proptest::{prop_assert, prop_assert_eq, proptest};

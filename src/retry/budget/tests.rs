@@ -1,3 +1,5 @@
+//! What may be spent, at literal times and against a slow oracle.
+
 use proptest::collection::vec;
 use proptest::prelude::{ProptestConfig, Strategy, any, prop_oneof};
 use proptest::{prop_assert, prop_assert_eq, proptest};
