@@ -136,7 +136,10 @@ fn carry(shared: &Arc<Shared>, call: usize, mut attempts: Attempts) -> (End, u32
                 attempts.handle_ended(attempt, code, pushback, &shared.budget, now);
             }
             Some(News::Overflow(attempt)) => {
-                reader.get_or_insert(attempt);
+                // With nobody under way the call ends as the last did.
+                if running != 0 {
+                    reader.get_or_insert(attempt);
+                }
                 attempts.handle_overflow(attempt);
             }
             Some(News::Dropped) => break End::Dropped,

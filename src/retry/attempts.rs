@@ -245,8 +245,8 @@ impl Attempts {
     }
 
     /// The request has outgrown what is kept of it to be sent again; `attempt` is the one that most of it was sent on,
-    /// and the only one that can have the rest: the call is this one, also where it has ended already. No other may
-    /// begin from here on.
+    /// and the only one that can have the rest. While any is under way the call is this one, also where it has ended
+    /// already; where none is, the call ends as the last did. No other may begin from here on.
     pub fn handle_overflow(&mut self, attempt: u32) {
         if self.end.is_some() {
             return;

@@ -610,6 +610,18 @@ fn the_attempt_that_was_sent_most_goes_on_when_the_request_outgrows_its_copy() {
     }
 }
 
+/// What carried the first attempt's request may still have read on while the second was made and failed.
+#[test]
+fn a_request_that_outgrows_its_copy_between_attempts_ends_as_the_last_did() {
+    let mut call = Bench::retrying(patient(), None);
+    call.starts(0, 0);
+    let pushed = Pushback::After(Duration::ZERO);
+    assert_eq!(call.fails(0, UNAVAILABLE, pushed, 1), Start { attempt: 1 });
+    waits_around(call.fails(1, UNAVAILABLE, UNSAID, 2), 2, 100);
+    call.attempts.handle_overflow(0);
+    assert_eq!(call.poll(3), Finish { attempt: 1 });
+}
+
 #[test]
 fn a_copy_that_was_turned_away_is_as_if_it_had_not_been() {
     let mut call = hedges(4);
