@@ -85,7 +85,9 @@ impl Balancer {
         self.restand(now);
     }
 
-    /// Counts what calls said of all endpoints since the last time, where that is due, and lets ejections end.
+    /// Counts what calls said of all endpoints since the last time, where that is due, and lets ejections end. A trial that
+    /// has been under way for a whole interval is not waited for any longer: it may be a stream on which nothing is said
+    /// for days.
     pub(super) fn sweep(&mut self, now: Timestamp) {
         let Some(outliers) = &mut self.outliers else {
             return;
@@ -104,6 +106,16 @@ impl Balancer {
                 (row.id, counts)
             });
             outliers.handle_counts(counts, now, &mut self.rng);
+            for row in self.table.rows_mut() {
+                let before = std::mem::replace(&mut row.trial, row.loads.trial());
+                if let Some(trial) = before
+                    && row.trial == before
+                    && row.loads.release_trial(trial)
+                {
+                    // Calls that wait may go there.
+                    self.stale = self.stale.max(Stale::Members);
+                }
+            }
         }
         self.restand(now);
     }

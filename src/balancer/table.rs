@@ -3,7 +3,8 @@
 //! An endpoint is the same one from list to list when its id, where given, and its *set* of addresses are
 //! the same; then it keeps its slot, its load and its connections. Weight and hash key are edited in place.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::btree_map::Entry as Place;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Weak};
 
@@ -33,6 +34,8 @@ pub(super) struct Row {
     pub(super) health: Damped,
     /// Who is let in, as its loads were told.
     pub(super) entry: Entry,
+    /// The trial that was under way at the last sweep.
+    pub(super) trial: Option<u32>,
     /// Calls answered without blame and server faults at the last sweep.
     pub(super) counted: (u64, u64),
     /// Whether it could not be used when that was last looked at, panic or not.
@@ -138,26 +141,7 @@ impl Table {
         now: Timestamp,
     ) -> Change {
         let mut change = Change::default();
-        let mut listed: BTreeMap<Identity, (usize, Endpoint)> = BTreeMap::new();
-        for endpoint in list {
-            let identity = Identity::of(&endpoint);
-            match listed.contains_key(&identity) {
-                true => change.duplicates += 1,
-                false => {
-                    listed.insert(identity, (listed.len(), endpoint));
-                }
-            }
-        }
-        if listed.len() > self.limit {
-            change.over_limit = listed.len() - self.limit;
-            let ranked = listed
-                .into_iter()
-                .map(|entry| (entry.0.rank(self.salt), entry));
-            let mut ranked: Vec<_> = ranked.collect();
-            ranked.sort_unstable_by(|a, b| (a.0, &a.1.0).cmp(&(b.0, &b.1.0)));
-            ranked.truncate(self.limit);
-            listed = ranked.into_iter().map(|(_, entry)| entry).collect();
-        }
+        let listed = self.read(list, &mut change);
         let bridged =
             bridged && !listed.is_empty() && !self.any_ready(|who| listed.contains_key(who));
         let addresses: BTreeSet<Address> = match bridged {
@@ -203,6 +187,39 @@ impl Table {
             change.opened.push(id);
         }
         change
+    }
+
+    /// The first mention of each endpoint, with its place in the list; of too many those of the lowest rank. Of the others
+    /// nothing is kept but that they were there: a list of millions costs little more than itself.
+    fn read(
+        &self,
+        list: Vec<Endpoint>,
+        change: &mut Change,
+    ) -> BTreeMap<Identity, (usize, Endpoint)> {
+        let mut kept: BTreeMap<(u64, Identity), (usize, Endpoint)> = BTreeMap::new();
+        // By their ranks alone, which are unique but for one chance in billions; then a count is off by one.
+        let mut cut = HashSet::new();
+        for endpoint in list {
+            let identity = Identity::of(&endpoint);
+            let rank = identity.rank(self.salt);
+            let place = kept.len() + cut.len();
+            match kept.entry((rank, identity)) {
+                Place::Occupied(_) => change.duplicates += 1,
+                Place::Vacant(_) if cut.contains(&rank) => change.duplicates += 1,
+                Place::Vacant(vacant) => {
+                    vacant.insert((place, endpoint));
+                    if kept.len() > self.limit
+                        && let Some(((rank, _), _)) = kept.pop_last()
+                    {
+                        cut.insert(rank);
+                    }
+                }
+            }
+        }
+        change.over_limit = cut.len();
+        let kept = kept.into_iter();
+        kept.map(|((_, identity), entry)| (identity, entry))
+            .collect()
     }
 
     /// Whether one of those is ready.
@@ -291,6 +308,7 @@ impl Table {
             standing: Standing::Admitted,
             health: Damped::default(),
             entry: Entry::Open,
+            trial: None,
             counted: (0, 0),
             unusable: false,
             place: Some(place),
@@ -460,6 +478,11 @@ mod tests {
         other.replace(&(30..=49).map(endpoint).collect::<Vec<_>>());
         other.replace(&list);
         assert_eq!(addresses(&other), addresses(&bench));
+        // Those beyond the limit are counted once, however often they are named.
+        let twice = [list.clone(), list.clone()].concat();
+        let change = bench.replace(&twice);
+        assert_eq!((change.duplicates, change.over_limit), (50, 30));
+        assert!(quiet(&change) && !change.moved);
         // One more endpoint pushes out one at most.
         list.push(endpoint(51));
         assert!(bench.replace(&list).closed.len() <= 1);

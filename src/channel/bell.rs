@@ -67,7 +67,13 @@ impl Breaker {
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.in_flight.load(Ordering::Relaxed) >= self.limit
+        self.room() == 0
+    }
+
+    /// For how many more calls there is room.
+    pub(super) fn room(&self) -> usize {
+        self.limit
+            .saturating_sub(self.in_flight.load(Ordering::Relaxed)) as usize
     }
 
     /// Room for one call; comes back when dropped.

@@ -5,29 +5,24 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::uri::{Authority, InvalidUri};
-use tokio::sync::mpsc;
+use http::uri::InvalidUri;
 
-use crate::balancer::{self, Backoff, Balancer, OutlierDetection, Panic};
+use crate::balancer::{Backoff, OutlierDetection, Panic};
 use crate::classifier::Classifier;
-use crate::endpoint::Connectivity;
 use crate::error::Error;
-use crate::policy::{Adaptive, HashOn, PickInfo, PickResult, Picker, Policy};
+use crate::policy::{Adaptive, Policy};
 use crate::probe::HealthCheck;
-use crate::resolver::{Dns, Hints, Resolver};
+use crate::resolver::{Dns, Resolver};
 use crate::retry::{RetryBudget, RetryPolicy, Throttling};
 use crate::target::Target;
 #[cfg(feature = "tls")]
 use crate::transport::Tls;
-use crate::transport::{Connector, Http2Connector, Http2Options};
+use crate::transport::{Http2Connector, Http2Options};
 
-use super::bell::Bell;
-use super::driver::{Ask, Driver, Limits};
 use super::layer::BalanceLayer;
+use super::plan::{Plan, Settings};
 use super::routes::{MakePolicy, MethodConfig, Wanted};
 use super::service::Channel;
-use super::shared::{CallLimits, Core, Shared};
-use super::snapshot::{Seats, Snapshot};
 
 /// Collects the settings of a [`Channel`] or a [`BalanceLayer`]; `build` checks them all.
 ///
@@ -61,40 +56,6 @@ pub struct Builder<K> {
     // The first shortcut that changed them: whole options that come later would undo it.
     shortcut: Option<&'static str>,
     kind: PhantomData<fn() -> K>,
-}
-
-#[derive(Clone, Debug)]
-struct Settings {
-    timeout: Option<Duration>,
-    connect_timeout: Duration,
-    drain_deadline: Duration,
-    calls: CallLimits,
-    retry: RetryPolicy,
-    health: Option<HealthCheck>,
-    idle_timeout: Option<Duration>,
-    keep_last_good: Duration,
-    balancer: balancer::Config,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            timeout: None,
-            connect_timeout: Duration::from_secs(10),
-            drain_deadline: Duration::from_secs(30),
-            calls: CallLimits {
-                queue: 1_000,
-                in_flight: None,
-                throttling: None,
-                retry_budget: RetryBudget::default(),
-            },
-            retry: RetryPolicy::default(),
-            health: None,
-            idle_timeout: Some(Duration::from_secs(1_800)),
-            keep_last_good: Duration::from_secs(300),
-            balancer: balancer::Config::default(),
-        }
-    }
 }
 
 impl<K> Builder<K> {
@@ -381,40 +342,7 @@ impl<K> Builder<K> {
         }
         // Checked with the rest of what the balancer heeds.
         self.settings.balancer.keep_last_good = self.settings.keep_last_good;
-        let settings = &self.settings;
-        const MS: Duration = Duration::from_millis(1);
-        const HOUR: Duration = Duration::from_secs(3_600);
-        if let Some(Duration::ZERO) = settings.timeout {
-            return Err(Error::config("timeout 0ns is not above zero"));
-        }
-        if !(MS..=HOUR).contains(&settings.connect_timeout) {
-            return Err(Error::config(format!(
-                "connect_timeout {:?} is not in 1ms..=1h",
-                settings.connect_timeout
-            )));
-        }
-        if settings.drain_deadline > 24 * HOUR {
-            return Err(Error::config(format!(
-                "drain_deadline {:?} is not in 0s..=24h",
-                settings.drain_deadline
-            )));
-        }
-        if settings.calls.in_flight == Some(0) {
-            return Err(Error::config("max_in_flight 0 must be at least 1"));
-        }
-        if let Some(timeout) = settings.idle_timeout
-            && !(MS..=24 * HOUR).contains(&timeout)
-        {
-            return Err(Error::config(format!(
-                "idle_timeout {timeout:?} is not in 1ms..=24h"
-            )));
-        }
-        settings.retry.validate()?;
-        settings.calls.retry_budget.validate()?;
-        if let Some(throttling) = &settings.calls.throttling {
-            throttling.validate()?;
-        }
-        settings.balancer.validate()?;
+        self.settings.check()?;
         (self.policy)().check()?;
         self.wanted.check()?;
         match &self.resolver {
@@ -620,90 +548,6 @@ impl<K> fmt::Debug for Builder<K> {
     }
 }
 
-/// Settings that were found good: all it takes to make a channel over a connector.
-pub(super) struct Plan {
-    target: Target,
-    // What calls go under where the target is a name and the connector has no better one.
-    name: Option<Authority>,
-    resolver: Option<Arc<dyn Resolver>>,
-    policy: MakePolicy,
-    wanted: Wanted,
-    settings: Settings,
-}
-
-impl Plan {
-    pub(super) fn target(&self) -> &Target {
-        &self.target
-    }
-
-    pub(super) fn channel<C: Connector>(&self, connector: C) -> Channel<C> {
-        let connector = match &self.name {
-            Some(name) => connector.named(name),
-            None => connector,
-        };
-        let settings = &self.settings;
-        let seed = fastrand::u64(..);
-        let first = (self.policy)();
-        let (routes, more) = self.wanted.routes(settings.timeout, settings.retry);
-        let unborn: Arc<dyn Picker> = Arc::new(Unborn);
-        let snapshot = Snapshot {
-            pickers: vec![unborn; 1 + more.len()].into(),
-            hash_on: vec![HashOn::default(); 1 + more.len()].into(),
-            seats: Arc::new(Seats::new(Vec::new())),
-            state: Connectivity::Connecting,
-            why: None,
-        };
-        let balancer = Balancer::new(settings.balancer.clone(), first, more, seed);
-        let core = Arc::new(Core::new(snapshot, &settings.calls, routes));
-        let (commands, orders) = mpsc::unbounded_channel();
-        let bell = Bell::new(
-            core.waiters.clone(),
-            core.throttle.clone(),
-            commands.downgrade(),
-        );
-        let limits = Limits {
-            connect: settings.connect_timeout,
-            drain: settings.drain_deadline,
-            health: settings.health.clone(),
-            backoff: settings.balancer.backoff,
-            idle: settings.idle_timeout,
-        };
-        let hints = Hints::default();
-        let (lists, ask, first) = match &self.resolver {
-            Some(resolver) => {
-                let lists = resolver.watch(&self.target, hints.clone());
-                let (resolver, target) = (resolver.clone(), self.target.clone());
-                let hints = hints.clone();
-                let ask: Ask = Box::new(move || resolver.watch(&target, hints.clone()));
-                (Some(lists), Some(ask), None)
-            }
-            None => (None, None, self.target.fixed().map(<[_]>::to_vec)),
-        };
-        let driver = Driver::new(
-            core.clone(),
-            bell,
-            connector,
-            balancer,
-            limits,
-            orders,
-            (hints, ask, lists),
-        );
-        let running = Box::pin(driver.run(first));
-        let shared = Shared::new(core, commands, self.resolver.is_none(), running);
-        Channel::new(shared, crate::rng::remix(seed))
-    }
-}
-
 fn maker(policy: impl Policy + Clone + Sync + 'static) -> MakePolicy {
     Arc::new(move || Box::new(policy.clone()))
-}
-
-/// The picker before the first list: everybody waits.
-#[derive(Debug)]
-struct Unborn;
-
-impl Picker for Unborn {
-    fn pick(&self, _: &PickInfo<'_>) -> PickResult {
-        PickResult::Queue { connect: None }
-    }
 }

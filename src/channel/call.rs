@@ -10,9 +10,9 @@ use http::HeaderMap;
 use tonic::Status;
 use tracing::{Span, field};
 
-use crate::balancer::spared;
-use crate::endpoint::{Address, Connectivity, Endpoint, EndpointId};
-use crate::policy::{HashKey, PickInfo, PickResult};
+use crate::clock::Clock;
+use crate::endpoint::{Address, Endpoint, EndpointId};
+use crate::policy::HashKey;
 use crate::report::{Outcome, StatusCode};
 use crate::rng;
 use crate::timestamp::Timestamp;
@@ -20,8 +20,10 @@ use crate::transport::{
     CallError, Connection, Failure, Outgoing, Payload, Phase, Reached, outcome,
 };
 
+mod look;
 mod repeat;
 
+use look::Look;
 use repeat::Trail;
 
 use super::deadline::{self, Deadline};
@@ -30,7 +32,7 @@ use super::foreign::{self, Word};
 use super::labels::Labels;
 use super::routes::Repeat;
 use super::shared::{Core, Shared};
-use super::snapshot::{Admitted, Ground, Room, Seat, Snapshot};
+use super::snapshot::Admitted;
 use super::tracked::{InFlight, ResponseBody, Tracking};
 use super::waiters::{Need, Told};
 
@@ -38,8 +40,6 @@ use super::waiters::{Need, Told};
 const UNSENT_RETRIES: u32 = 3;
 /// How often a call that a server says it did not process may go elsewhere (gRFC A6: once).
 const REFUSED_RETRIES: u32 = 1;
-/// How many endpoints that turn out to be full or gone are passed over before the call waits for room.
-const PICKS: usize = 32;
 /// How long a waiting call relies on being told. News may be with a call before it that was told and is not
 /// polled by its owner (a loser of a `select` that is kept, say), and nothing else may ever happen.
 const LOOK_ANYWAY: Duration = Duration::from_millis(50);
@@ -167,13 +167,6 @@ struct Call {
     trail: Option<(u32, Arc<Trail>)>,
 }
 
-/// What one look at the snapshot gave.
-enum Look<N: Connection> {
-    Admitted(Admitted<N>),
-    Wait(Need),
-    Fail(Status),
-}
-
 impl Call {
     /// What the head of a request asks for, and how it is repeated if it may be.
     ///
@@ -238,6 +231,11 @@ impl Call {
     ) -> Result<(http::Response<N::Body>, InFlight<N>), Failed> {
         let mut outgoing = Some(request);
         while let Some(mut request) = outgoing.take() {
+            if self.is_short_of_time(shared.core.clock) {
+                let tried = self.tried.as_deref();
+                let status = self.labels.deadline_exceeded("before it was sent", tried);
+                return Err(Failed::for_good(refused(status).await));
+            }
             let admitted = match self.look_first(shared, &request.head) {
                 Ok(Ok(admitted)) => Ok(admitted),
                 Ok(Err(need)) => Box::pin(self.wait(shared, &request.head, need)).await,
@@ -283,6 +281,20 @@ impl Call {
         )))
     }
 
+    /// Whether the deadline has passed. The clock is asked only where it may have: what was read when the call began is
+    /// good enough for all that have more than a moment.
+    fn is_short_of_time(&mut self, clock: Clock) -> bool {
+        const MOMENT: Duration = Duration::from_millis(1);
+        let Some(deadline) = &self.deadline else {
+            return false;
+        };
+        if deadline.at.since(self.now) >= MOMENT {
+            return false;
+        }
+        self.now = clock.now();
+        deadline.at <= self.now
+    }
+
     /// Tells the server what is left of the time, never more.
     fn write_timeout(&self, headers: &mut HeaderMap) {
         if let Some(deadline) = &self.deadline {
@@ -323,11 +335,10 @@ impl Call {
             );
             Failed::turned_away(self.made(Failure::LineFull.status(Phase::Queued, text)))
         })?;
-        let mut told = Told::NOTHING;
-        let mut may_look = ticket.may_look();
+        let mut turn = ticket.may_look().then_some(Told::NOTHING);
         let mut blocker = None;
         loop {
-            if may_look {
+            if let Some(told) = turn {
                 match self.look(shared, head) {
                     Look::Admitted(admitted) => {
                         ticket.served();
@@ -339,7 +350,7 @@ impl Call {
                     }
                     Look::Wait(need) => {
                         if ticket.stay(need, told) {
-                            told = Told::NOTHING;
+                            turn = Some(Told::NOTHING);
                             continue;
                         }
                     }
@@ -352,7 +363,8 @@ impl Call {
             }));
             let deadline = &mut self.deadline;
             let woken = poll_fn(|cx| bounded(news.as_mut(), deadline, cx)).await;
-            if woken.is_none() {
+            self.now = shared.core.clock.now();
+            if woken.is_none() || self.is_short_of_time(shared.core.clock) {
                 let why = shared.core.snapshot.load().why.clone();
                 let phase = match why {
                     Some(why) => format!("while waiting for an endpoint: {why}"),
@@ -361,201 +373,7 @@ impl Call {
                 let status = self.labels.deadline_exceeded(&phase, self.tried.as_deref());
                 return Err(Failed::for_good(status));
             }
-            told = ticket.take_news();
-            // Untold, it looks only when nobody before it was told something, or the same one was at the last
-            // time too and has not come.
-            let ahead = ticket.blocker().filter(|_| told.is_nothing());
-            may_look = ahead.is_none() || ahead == blocker;
-            blocker = ahead;
-            self.now = shared.core.clock.now();
-        }
-    }
-
-    /// One look at what is published now: pick, and reserve a slot.
-    fn look<N: Connection>(&mut self, shared: &Shared<N>, head: &http::Request<()>) -> Look<N> {
-        let core = &*shared.core;
-        let snapshot = core.snapshot.load();
-        if snapshot.state == Connectivity::Shutdown {
-            return Look::Fail(unavailable(
-                snapshot.why.as_deref(),
-                "the channel is closed",
-            ));
-        }
-        if snapshot.state == Connectivity::Idle {
-            shared.wake();
-            return Look::Wait(Need::State);
-        }
-        if core
-            .breaker
-            .as_ref()
-            .is_some_and(|breaker| breaker.is_full())
-        {
-            return Look::Wait(Need::Room);
-        }
-        // Endpoints named to be avoided, and those found full or gone, are passed over in this look only: the
-        // next may see another list.
-        let tried = self.avoid.len();
-        let named = self.avoid_addresses.iter().flatten();
-        let named = named.filter_map(|address| snapshot.seats.at(address));
-        self.avoid.extend(named.map(|seat| seat.id));
-        let look = match self.look_at_wanted(shared, &snapshot) {
-            Some(look) => look,
-            None => self.pick(shared, &snapshot, head),
-        };
-        self.avoid.truncate(tried);
-        look
-    }
-
-    fn pick<N: Connection>(
-        &mut self,
-        shared: &Shared<N>,
-        snapshot: &Snapshot<N>,
-        head: &http::Request<()>,
-    ) -> Look<N> {
-        let (policy, path) = (self.policy, head.uri().path());
-        let (Some(picker), Some(hash_on)) =
-            (snapshot.pickers.get(policy), snapshot.hash_on.get(policy))
-        else {
-            return Look::Wait(Need::State);
-        };
-        // By what this picker's policy says: it may be another than at the last look.
-        let hash = self.key.or_else(|| hash_on.hash(head));
-        let mut room = Need::State;
-        // Whom to avoid: at first everyone in `avoid`; when nobody else is left, only those tried in this look.
-        let (mut from, tried) = (0, self.avoid.len());
-        // Whom it passed over to spare them, once: where nobody else is left, one of them has to do.
-        let mut spared = Vec::new();
-        for _ in 0..PICKS {
-            self.random = rng::remix(self.random);
-            let info = PickInfo {
-                now: self.now,
-                random: self.random,
-                path,
-                hash,
-                avoid: &self.avoid[from..],
-            };
-            let id = match picker.pick(&info) {
-                PickResult::Pick(id) => id,
-                PickResult::PickAndConnect { id, connect } => {
-                    shared.want(connect);
-                    id
-                }
-                PickResult::Queue { connect } => {
-                    if let Some(id) = connect {
-                        shared.want(id);
-                    }
-                    // Whoever was found full may be sooner than whoever is not ready yet.
-                    return Look::Wait(room);
-                }
-                PickResult::Fail if self.wait_for_ready => return Look::Wait(room),
-                PickResult::Fail => {
-                    let why = snapshot.why.as_deref();
-                    return Look::Fail(unavailable(why, "no endpoint is ready"));
-                }
-            };
-            let again = self.avoid[tried..].contains(&id);
-            let id = match again && !spared.contains(&id) {
-                false => id,
-                // Nobody is left to try, but for those who were spared.
-                true => match spared.last() {
-                    Some(&id) => id,
-                    None => break,
-                },
-            };
-            if self.avoid[..tried].contains(&id) {
-                from = tried;
-            }
-            let Some(seat) = snapshot.seats.get(id) else {
-                // The policy named somebody who is not there: its picker is older than this list.
-                return Look::Wait(Need::State);
-            };
-            // Calls that are placed by a key stay where they are: theirs would move twice.
-            if !again && hash.is_none() && self.spares(seat) {
-                spared.push(id);
-                self.avoid.push(id);
-                continue;
-            }
-            spared.retain(|&other| other != id);
-            match seat.take(Ground::Picked, &shared.core, policy, self.now) {
-                Room::Taken(admitted) => return Look::Admitted(admitted),
-                Room::Full => room = Need::Room,
-                Room::Gone => {}
-            }
-            self.avoid.push(id);
-        }
-        Look::Wait(room)
-    }
-
-    /// Whether an endpoint that has come back, or has just come, is to be spared this call.
-    #[inline]
-    fn spares<N: Connection>(&self, seat: &Seat<N>) -> bool {
-        let Some((elapsed, window)) = seat.loads.spared(self.now) else {
-            return false;
-        };
-        // Turned round: the policy drew from the word as it is.
-        spared(elapsed, window, self.random.rotate_left(32))
-    }
-
-    /// The endpoint an [`Override`] asks for; `None` when the policy should choose.
-    fn look_at_wanted<N: Connection>(
-        &self,
-        shared: &Shared<N>,
-        snapshot: &Snapshot<N>,
-    ) -> Option<Look<N>> {
-        let wanted = self.wanted.as_ref()?;
-        let seat = snapshot.seats.at(&wanted.address);
-        // A wish is no reason to go back to where the call was just turned away.
-        if !wanted.strict && seat.is_some_and(|seat| self.avoid.contains(&seat.id)) {
-            return None;
-        }
-        let ground = match wanted.strict {
-            true => Ground::Named,
-            false => Ground::Picked,
-        };
-        let take = |seat: &Arc<Seat<N>>| seat.take(ground, &shared.core, self.policy, self.now);
-        let room = seat.map(|seat| (seat, take(seat)));
-        if let Some((_, Room::Taken(admitted))) = room {
-            return Some(Look::Admitted(admitted));
-        }
-        if !wanted.strict {
-            return None;
-        }
-        Some(match room {
-            Some((_, Room::Full)) => Look::Wait(Need::Room),
-            Some((seat, _)) => self.missing(shared, seat, &wanted.address),
-            None if self.wait_for_ready => Look::Wait(Need::State),
-            None if snapshot.state == Connectivity::Connecting && snapshot.seats.is_empty() => {
-                Look::Wait(Need::State)
-            }
-            None => Look::Fail(Status::unavailable(format!(
-                "the endpoint asked for, {}, is not in the list",
-                wanted.address
-            ))),
-        })
-    }
-
-    /// Why a strictly wanted endpoint cannot take the call, or that it soon may.
-    fn missing<N: Connection>(
-        &self,
-        shared: &Shared<N>,
-        seat: &Seat<N>,
-        address: &Address,
-    ) -> Look<N> {
-        let notes = seat.notes();
-        match notes.state {
-            Connectivity::TransientFailure if !self.wait_for_ready => {
-                let why = notes.last_error.as_ref().map(ToString::to_string);
-                Look::Fail(unavailable(
-                    why.as_deref(),
-                    &format!("the endpoint asked for, {address}, is not ready"),
-                ))
-            }
-            // One that has failed is dialled again after its backoff, if anybody wishes for it: this call does.
-            Connectivity::Idle | Connectivity::TransientFailure => {
-                shared.want(seat.id);
-                Look::Wait(Need::State)
-            }
-            _ => Look::Wait(Need::State),
+            turn = ticket.take_turn(&mut blocker);
         }
     }
 
@@ -678,12 +496,4 @@ async fn look_anyway() {
         Ok(_) => tokio::time::sleep(LOOK_ANYWAY).await,
         Err(_) => std::future::pending().await,
     }
-}
-
-fn unavailable(why: Option<&str>, otherwise: &str) -> Status {
-    let text = match why {
-        Some(why) => format!("{otherwise}: {why}"),
-        None => otherwise.to_owned(),
-    };
-    Failure::NoEndpoint.status(Phase::Queued, text)
 }

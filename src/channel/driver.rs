@@ -308,7 +308,9 @@ impl<C: Connector> Driver<C> {
             return;
         }
         let waiters = self.core.waiters.clone();
-        connection.slots().on_freed(move || waiters.freed());
+        connection
+            .slots()
+            .on_freed(move |slots| waiters.room(slots));
         // Of the first there is a new snapshot, which is told to everybody.
         let room = match seat.connections().is_empty() {
             true => 1,
@@ -581,7 +583,7 @@ impl<C: Connector> Driver<C> {
         // When it returns, every call that looks at the last one is counted.
         self.replaced.push(self.core.snapshot.swap(Arc::new(next)));
         self.sweep();
-        self.core.waiters.published();
+        self.core.tell_of_snapshot();
         self.core
             .state
             .send_if_modified(|current| std::mem::replace(current, state) != state);

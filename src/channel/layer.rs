@@ -10,7 +10,8 @@ use crate::error::Error;
 use crate::target::Target;
 use crate::transport::Connector;
 
-use super::builder::{Builder, Plan};
+use super::builder::Builder;
+use super::plan::Plan;
 use super::service::Channel;
 
 /// Turns a [`Connector`] into a [`Channel`] over many endpoints.
@@ -68,7 +69,7 @@ impl<C: Connector> Layer<C> for BalanceLayer {
 impl fmt::Debug for BalanceLayer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("BalanceLayer")
-            .field("target", &self.plan.target().to_string())
+            .field("target", &self.plan.target.to_string())
             .finish_non_exhaustive()
     }
 }

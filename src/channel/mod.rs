@@ -20,6 +20,7 @@ mod idle;
 mod labels;
 mod layer;
 mod observe;
+mod plan;
 mod replay;
 mod resolution;
 mod routes;

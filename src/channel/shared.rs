@@ -69,6 +69,18 @@ impl<N> Core<N> {
     }
 }
 
+impl<N: Connection> Core<N> {
+    /// Tells the calls that wait of the snapshot that is published.
+    pub(super) fn tell_of_snapshot(&self) {
+        let waiting = self.waiters.len();
+        let mut room = self.snapshot.load().seats.room(waiting);
+        if let Some(breaker) = &self.breaker {
+            room = room.min(breaker.room());
+        }
+        self.waiters.published(room);
+    }
+}
+
 /// What a channel asks of its driver.
 #[derive(Debug)]
 pub(super) enum Command {

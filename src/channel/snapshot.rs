@@ -85,6 +85,27 @@ impl<N> Seats<N> {
     }
 }
 
+impl<N: Connection> Seats<N> {
+    /// For how many more calls there is room at those that take calls; counted to `enough`, and not beyond the limits of
+    /// connections.
+    pub(super) fn room(&self, enough: usize) -> usize {
+        let mut room = 0;
+        for seat in self.iter() {
+            if seat.loads.entrance() == Entrance::Free {
+                let connections = seat.connections();
+                room += connections
+                    .iter()
+                    .map(|live| live.connection.slots().room())
+                    .sum::<usize>();
+            }
+            if room >= enough {
+                break;
+            }
+        }
+        room
+    }
+}
+
 /// A live connection and the name the balancer gave it.
 pub(super) struct Live<N> {
     pub(super) id: AttemptId,

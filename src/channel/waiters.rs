@@ -1,7 +1,8 @@
 //! The line of calls that wait for an endpoint: first come, first served, bounded.
 //!
-//! A call joins, looks, and only then sleeps. A new snapshot is told to everybody, in order. A slot that came
-//! free is told to the first that waits for room; if that one cannot use it, it hands the news on to the next,
+//! A call joins, looks, and only then sleeps. A new snapshot is told to everybody at once where there is room for all of
+//! them or for none; else they look one after another, since the first to look is the first to be served. A slot that
+//! came free is told to the first that waits for room; if that one cannot use it, it hands the news on to the next,
 //! and so on to the end of the line. Who comes later does not look while news is on its way to somebody before
 //! it, or it would take what was meant for that one.
 
@@ -29,22 +30,24 @@ enum News {
     Freed,
     /// A new snapshot was published.
     Published,
+    /// It held back for somebody before it, and that one is done.
+    Turn,
 }
 
 #[derive(Debug)]
 struct Entry {
     need: Need,
     news: News,
-    /// Has it looked since it joined, and since it last took news?
+    /// Has it looked at what there is?
     look: Look,
     waker: Option<Waker>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Look {
-    /// Not once.
+    /// Not since it joined, or since a snapshot with room for some was published: it looks when its turn comes.
     Never,
-    /// It has taken news and is looking into it.
+    /// It is looking.
     Now,
     /// It has, and found nothing.
     Done,
@@ -54,6 +57,8 @@ enum Look {
 struct Line {
     next: u64,
     for_room: usize,
+    /// Whether any may hold back for somebody before it.
+    held_back: bool,
     entries: BTreeMap<u64, Entry>,
 }
 
@@ -131,6 +136,9 @@ impl Waiters {
 
     /// Room for `slots` more calls: as many of those that wait for it are told, in order.
     pub(super) fn room(&self, slots: usize) {
+        if slots == 1 {
+            return self.freed();
+        }
         // Pairs with the fence in `join`.
         fence(Ordering::SeqCst);
         if self.for_room.load(Ordering::Relaxed) == 0 {
@@ -148,21 +156,34 @@ impl Waiters {
         wakers.into_iter().for_each(wake);
     }
 
-    /// A new snapshot was published: every call is told, in order.
-    pub(super) fn published(&self) {
+    /// A new snapshot was published, in which there is `room` for so many calls. Where that is too little for all of
+    /// those who wait the first look first, else all look at once.
+    pub(super) fn published(&self, room: usize) {
         // Pairs with the fence in `join`.
         fence(Ordering::SeqCst);
         if self.waiting.load(Ordering::Relaxed) == 0 {
             return;
         }
         let mut line = self.line();
+        // While some still wait for their turn from the last time it would begin anew, and those at the end of the line
+        // might never have one.
+        let in_turn = room > 0 && room < line.entries.len() && !line.held_back;
         let entries = line.entries.values_mut();
-        let wakers: Vec<Waker> = entries
-            .filter_map(|entry| {
-                entry.news = News::Published;
-                entry.waker.take()
-            })
-            .collect();
+        let told = entries.filter_map(|entry| {
+            if in_turn && entry.look != Look::Now {
+                entry.news = News::Nothing;
+                entry.look = Look::Never;
+                return None;
+            }
+            // Who is looking may be looking at the last one.
+            entry.news = News::Published;
+            entry.waker.take()
+        });
+        let mut wakers: Vec<Waker> = told.collect();
+        if in_turn {
+            line.held_back = true;
+            wakers.extend(line.tell_held_back());
+        }
         drop(line);
         for waker in wakers {
             waker.wake();
@@ -191,15 +212,43 @@ impl Line {
         entry.waker.take()
     }
 
-    /// Lets the next call behind `after` look if it never has: it held back for somebody before it.
-    fn tell_held_back(&mut self, after: u64) -> Option<Waker> {
-        let mut entries = self.entries.range_mut((Excluded(after), Unbounded));
-        let (_, entry) = entries.next()?;
-        if entry.look != Look::Never || entry.news != News::Nothing {
+    /// Lets the first call look that held back for somebody before it.
+    fn tell_held_back(&mut self) -> Option<Waker> {
+        if !self.held_back {
             return None;
         }
-        entry.news = News::Freed;
+        let mut entries = self.entries.values_mut();
+        let next = entries.find(|e| e.look == Look::Never && e.news == News::Nothing);
+        let Some(entry) = next else {
+            self.held_back = false;
+            return None;
+        };
+        entry.news = News::Turn;
         entry.waker.take()
+    }
+
+    /// Whether the call may look without taking what was meant for one before it: all those have looked, and know of
+    /// nothing new.
+    fn is_turn_of(&self, id: u64) -> bool {
+        let mut before = self.entries.range(..id);
+        before.all(|(_, e)| e.news == News::Nothing && e.look == Look::Done)
+    }
+
+    /// The first call before this one that was told something and has not come for it.
+    fn blocker(&self, id: u64) -> Option<u64> {
+        let mut before = self.entries.range(..id);
+        before
+            .find(|(_, e)| e.news != News::Nothing)
+            .map(|(&id, _)| id)
+    }
+
+    /// What the end of a look, or of a place in the line, has to hand on: a slot goes to the next that waits for room.
+    fn hand_on(&mut self, id: u64, news: News) -> Option<Waker> {
+        let told = match news {
+            News::Freed => self.tell_freed(Some(id)),
+            News::Published | News::Turn | News::Nothing => None,
+        };
+        told.or_else(|| self.tell_held_back())
     }
 }
 
@@ -217,25 +266,22 @@ pub(super) struct Ticket {
 }
 
 impl Ticket {
-    /// Whether this call, having just joined, may look: nothing is on its way to anybody before it.
+    /// Whether this call, having just joined, may look: nothing is on its way to anybody before it. Else it is told when
+    /// its turn has come.
     pub(super) fn may_look(&self) -> bool {
-        let line = self.waiters.line();
-        line.entries
-            .range(..self.id)
-            .all(|(_, e)| e.news == News::Nothing && e.look == Look::Done)
+        let mut line = self.waiters.line();
+        let may = line.is_turn_of(self.id);
+        line.held_back |= !may;
+        if let Some(entry) = line.entries.get_mut(&self.id)
+            && may
+        {
+            entry.look = Look::Now;
+        }
+        may
     }
 
-    /// The first call before this one that was told something and has not come for it.
-    pub(super) fn blocker(&self) -> Option<u64> {
-        let line = self.waiters.line();
-        let mut before = line.entries.range(..self.id);
-        before
-            .find(|(_, e)| e.news != News::Nothing)
-            .map(|(&id, _)| id)
-    }
-
-    /// Sleeps until there is news. On waking the caller takes it, looks, and then either leaves (by
-    /// [`served`](Self::served) or by dropping the ticket) or calls [`stay`](Self::stay).
+    /// Sleeps until there is news. On waking the caller [takes its turn](Self::take_turn), looks, and then either leaves
+    /// (by [`served`](Self::served) or by dropping the ticket) or calls [`stay`](Self::stay).
     pub(super) fn poll_news(&self, cx: &mut Context<'_>) -> Poll<()> {
         let mut line = self.waiters.line();
         let Some(entry) = line.entries.get_mut(&self.id) else {
@@ -248,16 +294,33 @@ impl Ticket {
         Poll::Pending
     }
 
-    /// Takes the news, to be looked into now. What comes after this is news again.
-    pub(super) fn take_news(&self) -> Told {
+    /// Takes the news, if there are any, and says whether to look now. What comes after this is news again.
+    ///
+    /// Who was told nothing looks only when nobody before it was told something, or `blocker`, whom it found at the
+    /// last time, still has not come for it.
+    pub(super) fn take_turn(&self, blocker: &mut Option<u64>) -> Option<Told> {
         let mut line = self.waiters.line();
-        let Some(entry) = line.entries.get_mut(&self.id) else {
-            return Told::NOTHING;
+        let entry = line.entries.get_mut(&self.id)?;
+        let news = std::mem::replace(&mut entry.news, News::Nothing);
+        let may_look = match news {
+            News::Freed | News::Published => true,
+            News::Turn => line.is_turn_of(self.id),
+            News::Nothing => {
+                let ahead = line.blocker(self.id);
+                let before = std::mem::replace(blocker, ahead);
+                ahead.is_none() || ahead == before
+            }
         };
-        if entry.news != News::Nothing {
-            entry.look = Look::Now;
+        if news != News::Nothing {
+            *blocker = None;
         }
-        Told(std::mem::replace(&mut entry.news, News::Nothing))
+        if may_look {
+            line.entries.get_mut(&self.id)?.look = Look::Now;
+            return Some(Told(news));
+        }
+        // Whoever it holds back for tells the first of those who do.
+        line.held_back = true;
+        None
     }
 
     /// Stays in the line after a look that found nothing, and hands a free slot on to the next.
@@ -269,7 +332,10 @@ impl Ticket {
         let mut before = need;
         if let Some(entry) = line.entries.get_mut(&self.id) {
             before = std::mem::replace(&mut entry.need, need);
-            entry.look = Look::Done;
+        }
+        let look_again = before == Need::State && need == Need::Room;
+        if let Some(entry) = line.entries.get_mut(&self.id) {
+            entry.look = if look_again { Look::Now } else { Look::Done };
         }
         match (before, need) {
             (Need::State, Need::Room) => line.for_room += 1,
@@ -277,13 +343,12 @@ impl Ticket {
             _ => {}
         }
         self.waiters.publish_counts(&line);
-        let waker = match told.0 {
-            News::Freed => line.tell_freed(Some(self.id)),
-            News::Published | News::Nothing => line.tell_held_back(self.id),
+        let waker = match look_again {
+            true => None,
+            false => line.hand_on(self.id, told.0),
         };
         drop(line);
         wake(waker);
-        let look_again = before == Need::State && need == Need::Room;
         if look_again {
             // Pairs with the fence in `freed`, as in `join`.
             fence(Ordering::SeqCst);
@@ -316,10 +381,6 @@ pub(super) struct Told(News);
 impl Told {
     /// Not told anything: the look right after joining.
     pub(super) const NOTHING: Self = Self(News::Nothing);
-
-    pub(super) fn is_nothing(&self) -> bool {
-        self.0 == News::Nothing
-    }
 }
 
 impl Drop for Ticket {
@@ -332,10 +393,7 @@ impl Drop for Ticket {
         self.waiters.publish_counts(&line);
         // News that this call will not use, having left, must not be lost with it. A snapshot was told to
         // everybody by itself.
-        let waker = match entry.news {
-            News::Freed => line.tell_freed(Some(self.id)),
-            News::Published | News::Nothing => line.tell_held_back(self.id),
-        };
+        let waker = line.hand_on(self.id, entry.news);
         drop(line);
         wake(waker);
     }
@@ -392,6 +450,12 @@ mod tests {
         }
     }
 
+    /// It looks.
+    fn looking(call: &Call) -> Told {
+        let told = call.ticket.take_turn(&mut None);
+        told.expect("nobody before it is told of anything")
+    }
+
     fn times(calls: &[&Call]) -> Vec<u32> {
         calls.iter().map(|c| c.times()).collect()
     }
@@ -404,7 +468,7 @@ mod tests {
         let b = Call::asleep(&waiters, Need::Room);
         waiters.freed();
         assert_eq!(times(&[&state, &a, &b]), [0, 1, 0]);
-        a.ticket.take_news();
+        looking(&a);
         a.ticket.served();
         assert_eq!(times(&[&state, &b]), [0, 0], "the slot is used");
     }
@@ -419,7 +483,7 @@ mod tests {
             let expected: Vec<u32> = (0..3).map(|i| u32::from(i <= turn)).collect();
             let woken: Vec<u32> = calls.iter().map(Call::times).collect();
             assert_eq!(woken, expected, "turn {turn}");
-            let told = call.ticket.take_news();
+            let told = looking(call);
             assert!(!call.ticket.stay(Need::Room, told));
         }
     }
@@ -452,8 +516,59 @@ mod tests {
     fn a_snapshot_is_told_to_everybody() {
         let waiters = Waiters::new(10);
         let calls = [Need::State, Need::Room, Need::State].map(|n| Call::asleep(&waiters, n));
-        waiters.published();
+        waiters.published(3);
         assert!(calls.iter().all(|call| call.times() == 1));
+    }
+
+    /// Else those who are woken first, by whatever order, would pass the others.
+    #[test]
+    fn where_a_snapshot_has_little_room_the_first_look_first() {
+        let waiters = Waiters::new(10);
+        let mut calls: Vec<Call> = (0..4)
+            .map(|_| Call::asleep(&waiters, Need::State))
+            .collect();
+        let first = calls.remove(0);
+        waiters.published(1);
+        assert_eq!(
+            (first.times(), times(&calls.iter().collect::<Vec<_>>())),
+            (1, vec![0, 0, 0])
+        );
+        // The first has no use for it, turns to room, and looks once more.
+        let told = first.ticket.take_turn(&mut None).expect("its turn");
+        assert!(first.ticket.stay(Need::Room, told));
+        assert_eq!(calls[0].times(), 0, "it is looking");
+        assert!(!first.ticket.stay(Need::Room, Told::NOTHING));
+        assert_eq!(calls[0].times(), 1);
+        // One who comes now waits for its turn, too; and the next, whose caller has left, hands it on.
+        let newcomer = Call::joined(&waiters, Need::State);
+        assert!(!newcomer.ticket.may_look());
+        drop(calls.remove(0));
+        assert_eq!(times(&[&calls[0], &calls[1], &newcomer]), [1, 0, 0]);
+        // Another snapshot meanwhile: whoever it is that never comes to its turn, nobody waits for it for ever.
+        waiters.published(1);
+        assert_eq!(times(&[&first, &calls[1]]), [1, 1]);
+        assert!(newcomer.ticket.take_turn(&mut None).is_some());
+    }
+
+    #[test]
+    fn a_turn_that_comes_too_early_comes_again() {
+        let waiters = Waiters::new(10);
+        let a = Call::asleep(&waiters, Need::Room);
+        let b = Call::asleep(&waiters, Need::State);
+        waiters.published(1);
+        let told = a.ticket.take_turn(&mut None).expect("its turn");
+        assert!(!a.ticket.stay(Need::Room, told));
+        // A slot for the first, before the second has looked.
+        waiters.freed();
+        assert!(
+            b.ticket.take_turn(&mut None).is_none(),
+            "not before the first"
+        );
+        assert!(b.sleep());
+        assert!(a.ticket.take_turn(&mut None).is_some());
+        a.ticket.served();
+        assert_eq!(b.times(), 2);
+        assert!(b.ticket.take_turn(&mut None).is_some());
     }
 
     #[test]
@@ -471,7 +586,7 @@ mod tests {
         let waiters = Waiters::new(10);
         let a = Call::asleep(&waiters, Need::Room);
         waiters.freed();
-        let told = a.ticket.take_news();
+        let told = looking(&a);
         waiters.freed();
         assert!(!a.ticket.stay(Need::Room, told));
         assert!(!a.sleep(), "the second slot is news");
@@ -498,19 +613,20 @@ mod tests {
         let b = Call::joined(&waiters, Need::Room);
         let c = Call::joined(&waiters, Need::Room);
         assert!(!b.ticket.may_look() && !c.ticket.may_look());
-        assert_eq!(b.ticket.blocker(), Some(a.ticket.id));
+        let mut blocker = None;
+        assert!(b.ticket.take_turn(&mut blocker).is_none());
+        assert_eq!(blocker, Some(a.ticket.id));
         assert!(b.sleep() && c.sleep());
-        a.ticket.take_news();
+        looking(&a);
         a.ticket.served();
         assert_eq!(times(&[&b, &c]), [1, 0]);
-        b.ticket.take_news();
+        looking(&b);
         b.ticket.served();
         assert_eq!(c.times(), 1, "slots that came free before anybody waited");
-        let told = c.ticket.take_news();
+        let told = looking(&c);
         c.ticket.stay(Need::Room, told);
         let d = Call::joined(&waiters, Need::Room);
         assert!(d.ticket.may_look(), "nothing is on its way to anybody");
-        assert_eq!(d.ticket.blocker(), None);
     }
 
     #[test]

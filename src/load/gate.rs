@@ -88,7 +88,8 @@ pub enum Notice {
     },
 }
 
-// The lowest two bits of the word; the others count how often the entry was changed.
+// The lowest two bits of the word; the others count how often the entry was changed and how many trials have ended, so
+// that each trial has its own word.
 const OPEN: u32 = 0;
 const TRIAL: u32 = 1;
 const TRIAL_TAKEN: u32 = 2;
@@ -172,15 +173,21 @@ impl Gate {
         }
     }
 
-    /// The trial is over, or was none: the next may be let in. `false` where the entry was changed meanwhile: then it
+    /// The trial is over, was none, or is not waited for any longer: the next may be let in. `false` where the entry was changed meanwhile: then it
     /// is nobody's trial any more, and says nothing of how the endpoint stands now.
     #[cold]
     pub(super) fn leave(&self, taken: u32) -> bool {
-        let free = taken & !KIND | TRIAL;
+        let free = (taken & !KIND).wrapping_add(EPOCH) | TRIAL;
         let left = self
             .word
             .compare_exchange(taken, free, Ordering::Relaxed, Ordering::Relaxed);
         left.is_ok()
+    }
+
+    /// The trial that is under way, if there is one.
+    pub(super) fn trial(&self) -> Option<u32> {
+        let word = self.word.load(Ordering::Relaxed);
+        (word & KIND == TRIAL_TAKEN).then_some(word)
     }
 
     /// Whether calls that wait for room should hear when one ends here.
@@ -257,6 +264,22 @@ impl Gate {
 mod tests {
     use super::*;
     use crate::report::StatusCode;
+
+    #[test]
+    fn a_trial_that_is_not_waited_for_is_nobodys_and_another_is_let_in() {
+        let gate = Gate::new(Terms::NONE);
+        assert_eq!(gate.trial(), None);
+        gate.set(Entry::Trial);
+        assert_eq!(gate.trial(), None);
+        let taken = gate.enter().and_then(|a| a.trial()).expect("a trial");
+        assert_eq!(gate.trial(), Some(taken));
+        assert!(gate.enter().is_none() && gate.leave(taken));
+        assert!(!gate.leave(taken));
+        let next = gate.enter().and_then(|a| a.trial()).expect("another");
+        assert!(gate.leave(next) && !gate.leave(next), "it is over");
+        let third = gate.enter().and_then(|a| a.trial()).expect("a third");
+        assert!(!gate.leave(next) && third != next, "each is itself");
+    }
 
     const OK: Outcome = Outcome::Answered(StatusCode::OK);
     const UNAVAILABLE: Outcome = Outcome::Answered(StatusCode::UNAVAILABLE);

@@ -136,6 +136,16 @@ impl Loads {
         self.gate.set(entry);
     }
 
+    /// The trial that is under way on an endpoint on probation.
+    pub(crate) fn trial(&self) -> Option<u32> {
+        self.gate.trial()
+    }
+
+    /// Lets another trial in beside this one, whose end says nothing any more. `false` where it is over already.
+    pub(crate) fn release_trial(&self, trial: u32) -> bool {
+        self.gate.leave(trial)
+    }
+
     /// From `now` on the endpoint is given a share of its calls that grows to the whole within `window`.
     pub(crate) fn spare(&self, now: Timestamp, window: Duration) {
         self.gate.spare(now, window);

@@ -13,7 +13,7 @@ pub struct Slots {
     // Open calls, whether it is closed, and the limit: one word, so that a change of the limit, a
     // reservation and the end cannot cross.
     word: AtomicU64,
-    freed: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    freed: OnceLock<Box<dyn Fn(usize) + Send + Sync>>,
 }
 
 const OPEN: u64 = 0x7fff_ffff;
@@ -29,15 +29,15 @@ impl Slots {
         })
     }
 
-    /// Calls `freed` after each slot that comes back and each rise of the limit. Only the first
-    /// listener is kept.
-    pub fn on_freed(&self, freed: impl Fn() + Send + Sync + 'static) {
+    /// Calls `freed` after each slot that comes back and each rise of the limit, with the number of calls there is room
+    /// for since. Only the first listener is kept.
+    pub fn on_freed(&self, freed: impl Fn(usize) + Send + Sync + 'static) {
         let _ = self.freed.set(Box::new(freed));
     }
 
-    fn tell(&self) {
+    fn tell(&self, slots: usize) {
         if let Some(freed) = self.freed.get() {
-            freed();
+            freed(slots);
         }
     }
 
@@ -79,7 +79,7 @@ impl Slots {
                 (word & CLOSED == 0).then_some(word & OPEN | u64::from(limit) << LIMIT)
             });
         if set.is_ok() && limit > before {
-            self.tell();
+            self.tell((limit - before) as usize);
         }
     }
 
@@ -96,6 +96,12 @@ impl Slots {
     /// Whether it takes calls at all, be it full just now.
     pub fn is_open(&self) -> bool {
         self.word.load(Ordering::Relaxed) & CLOSED == 0
+    }
+
+    /// For how many more calls there is room.
+    pub fn room(&self) -> usize {
+        let word = self.word.load(Ordering::Relaxed);
+        (word >> LIMIT).saturating_sub(word & OPEN) as usize
     }
 
     /// Calls under way.
@@ -125,7 +131,7 @@ impl Drop for Slot {
     fn drop(&mut self) {
         // Relaxed: as in `try_reserve`.
         self.slots.word.fetch_sub(1, Ordering::Relaxed);
-        self.slots.tell();
+        self.slots.tell(1);
     }
 }
 
@@ -140,8 +146,8 @@ mod tests {
         let freed = Arc::new(AtomicU32::new(0));
         let seen = freed.clone();
         let slots = Slots::new(2);
-        slots.on_freed(move || {
-            seen.fetch_add(1, Ordering::Relaxed);
+        slots.on_freed(move |slots| {
+            seen.fetch_add(slots as u32, Ordering::Relaxed);
         });
         let (a, b) = (slots.try_reserve(), slots.try_reserve());
         assert!(a.is_some() && b.is_some() && slots.try_reserve().is_none());
@@ -153,7 +159,7 @@ mod tests {
         slots.set_limit(0);
         assert!(slots.try_reserve().is_none());
         slots.set_limit(5);
-        assert_eq!(freed.load(Ordering::Relaxed), 3, "more room is news too");
+        assert_eq!(freed.load(Ordering::Relaxed), 7, "more room is news too");
         let last = slots.try_reserve();
         slots.close();
         slots.set_limit(5);

@@ -309,15 +309,19 @@ fn c5_stalled_handshake() {
             first: 10_001,
             ..load()
         };
-        let calls = calls.run(&channel).await;
+        let given_up = async {
+            for stalled in [silent.address, mute] {
+                let (why, _) = failed(&channel, stalled).await;
+                says(&why, stalled, &["not connected within 1s"]);
+            }
+            begin.elapsed()
+        };
+        let (calls, took) = tokio::join!(calls.run(&channel), given_up);
         for stalled in [silent.address, mute] {
-            let (why, _) = failed(&channel, stalled).await;
-            says(&why, stalled, &["not connected within 1s"]);
             assert_eq!(status(&channel, stalled).picks, 0);
         }
-        let took = begin.elapsed();
         assert!(took >= BUDGET, "given up early, after {took:?}");
-        report("both attempts", took, BUDGET);
+        report("both attempts, beyond 1 s", took - BUDGET, BUDGET / 10);
         let p99 = |calls| ledger.audit(calls).latency(0.99);
         let bound = p99(&before_it).max(Duration::from_millis(5));
         report("p99 beside it", p99(&calls), bound);

@@ -1,13 +1,15 @@
 //! The full run: every row of the matrix at its own load, and the page that tells how they fared.
 //!
 //! ```text
+//! cargo test --release --test faults -- --ignored
+//!
 //! rm -f tests/faults/results.jsonl
-//! EQUIPOISE_FAULTS_OUT=tests/faults/results.jsonl cargo test --release --test faults -- --ignored
+//! EQUIPOISE_FAULT_SEED=1,2,3 EQUIPOISE_FAULTS_OUT=tests/faults/results.jsonl cargo test --release --test faults -- --ignored
 //! EQUIPOISE_FAULTS_PAGE=write cargo test --test faults full::the_page_is_that_of_the_results
 //! ```
 //!
 //! There is an ignored test for each row. It starts the row's tests, each as a process of its own, at full size and
-//! with three seeds (or the one in `EQUIPOISE_FAULT_SEED`), and the rows that are compared with tonic's balancer run
+//! with seed 1, or with those in `EQUIPOISE_FAULT_SEED`: three of them for the page. The rows that are compared with tonic's balancer run
 //! their control at the same load. The rows come one after another, whatever the number of threads. Each adds a
 //! line to the file that `EQUIPOISE_FAULTS_OUT` names; the last one counts what was skipped.
 
@@ -100,8 +102,13 @@ fn row(id: &str) -> &'static Row {
 
 fn seeds() -> Vec<u64> {
     match std::env::var(SEED) {
-        Ok(seed) => vec![seed.parse().expect("a seed is a number")],
-        Err(_) => vec![1, 2, 3],
+        Ok(seeds) => {
+            let seeds = seeds.split(',').map(str::parse);
+            seeds
+                .map(|seed| seed.expect("a seed is a number"))
+                .collect()
+        }
+        Err(_) => vec![1],
     }
 }
 

@@ -228,9 +228,15 @@ impl Checks {
     }
 
     /// A call was let in on an endpoint that has so many, with it. The epoch if it is a trial.
-    pub(crate) fn let_in(&mut self, id: EndpointId, trial: bool, in_flight: u32) -> Option<u64> {
+    pub(crate) fn let_in(
+        &mut self,
+        id: EndpointId,
+        trial: bool,
+        in_flight: u32,
+        now: Timestamp,
+    ) -> Option<u64> {
         let track = self.tracks.get_mut(&id)?;
-        self.bench.let_in(&mut track.judged, trial, in_flight)
+        self.bench.let_in(&mut track.judged, trial, in_flight, now)
     }
 
     pub(crate) fn dial_failed(&mut self, id: EndpointId, name: AttemptId, now: Timestamp) {

@@ -107,6 +107,8 @@ pub(crate) struct Judged {
     epoch: u64,
     /// Of this epoch, under way.
     trials: u32,
+    /// When the last of them was let in.
+    tried: Timestamp,
     /// Server faults since it was last let back.
     faults: u32,
     /// How a trial ended that was told of.
@@ -126,6 +128,7 @@ impl Judged {
         standing: Standing::Admitted,
         epoch: 0,
         trials: 0,
+        tried: Timestamp::ZERO,
         faults: 0,
         passed: false,
         failed: false,
@@ -323,7 +326,13 @@ impl Bench {
     }
 
     /// A call was let in; `in_flight` are, with it. Gives the epoch where it is a trial.
-    pub(crate) fn let_in(&self, judged: &mut Judged, trial: bool, in_flight: u32) -> Option<u64> {
+    pub(crate) fn let_in(
+        &self,
+        judged: &mut Judged,
+        trial: bool,
+        in_flight: u32,
+        now: Timestamp,
+    ) -> Option<u64> {
         if let Some(limit) = self.limit.filter(|_| !trial) {
             assert!(in_flight <= limit, "{in_flight} calls where {limit} may be");
         }
@@ -336,10 +345,18 @@ impl Bench {
                 (Standing::Ejected { .. }, _) => panic!("a call to one that is ejected"),
             };
             assert_eq!(trial, expected, "{judged:?}");
-            assert!(!trial || judged.trials == 0, "two trials at a time");
+            if trial && judged.trials > 0 {
+                // One that lasts for an interval is not waited for, and its end says nothing.
+                let interval = self.ejection.as_ref().map(|ejection| ejection.interval);
+                let lasts = interval.is_some_and(|interval| now >= judged.tried + interval);
+                assert!(lasts, "{now:?}: two trials at a time, {judged:?}");
+                judged.epoch += 1;
+                judged.trials = 0;
+            }
         }
         trial.then(|| {
             judged.trials += 1;
+            judged.tried = now;
             judged.epoch
         })
     }

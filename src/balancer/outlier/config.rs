@@ -9,7 +9,8 @@ use crate::error::Error;
 ///
 /// An endpoint is *ejected* by any of three rules: so many failures in a row, a share of failures that is too high,
 /// a share of successes far below that of the others. It gets no calls for a while, longer each time; then it is on
-/// *probation*, with one call at a time, until one of them is answered. From then on it is given calls as usual, fewer
+/// *probation*, with one call at a time, until one of them is answered; a call without a word for a whole interval is not
+/// waited for. From then on it is given calls as usual, fewer
 /// at first.
 ///
 /// The defaults are A50's where it has any, but for what is said below: there, no rule is on by itself.

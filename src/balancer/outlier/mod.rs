@@ -214,7 +214,8 @@ impl Outliers {
     /// When the next sweep is due; never while nothing can come of one.
     pub(crate) fn sweep_due(&self) -> Option<Timestamp> {
         let rules = self.config.success_rate.is_some() || self.config.failure_percentage.is_some();
-        let useful = !self.records.is_empty() && (rules || self.marked);
+        let wanted = rules || self.marked || !self.probation.is_empty();
+        let useful = !self.records.is_empty() && wanted;
         useful.then(|| self.swept + self.config.interval)
     }
 

@@ -107,6 +107,35 @@ fn from_a_run_of_faults_to_probation_and_back() {
     );
 }
 
+/// A stream on which nothing is said may go on for days.
+#[test]
+fn a_trial_that_lasts_is_not_waited_for() {
+    let mut bench = connected(3, judged());
+    notice(bench.at(1_000), 0, Notice::FaultsInARow);
+    bench.at(31_000).timeout();
+    let loads = bench.balancer.endpoints().next().unwrap().loads.clone();
+    let lasting = loads.try_begin().unwrap();
+    bench.at(41_000).timeout();
+    assert_eq!(entrance(&bench, 0), Entrance::Full, "not for long yet");
+    assert_eq!(bench.due(), Some(51_000));
+    bench.at(51_000).timeout();
+    assert_eq!(entrance(&bench, 0), Entrance::Free);
+    let another = loads.try_begin().unwrap();
+    assert!(another.is_trial() && loads.try_begin().is_none());
+    // One that was let in since is another.
+    bench.at(61_000).timeout();
+    assert_eq!(entrance(&bench, 0), Entrance::Full);
+    let end = |admission| {
+        let completion = Completion {
+            outcome: Outcome::Answered(StatusCode::UNAVAILABLE),
+            latency: Duration::from_millis(5),
+        };
+        loads.end(0, &completion, admission, bench.now, bench.now)
+    };
+    assert_eq!(end(lasting), None);
+    assert_eq!(end(another), Some(Notice::Trial { passed: false }));
+}
+
 #[test]
 fn a_trial_that_fails_ejects_for_longer() {
     let mut bench = connected(3, judged());

@@ -68,7 +68,7 @@ impl<C: Connector> Driver<C> {
             state: Connectivity::Shutdown,
             why: Some(why.into()),
         }));
-        self.core.waiters.published();
+        self.core.tell_of_snapshot();
         self.core.state.send_replace(Connectivity::Shutdown);
     }
 }

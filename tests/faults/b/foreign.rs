@@ -319,9 +319,10 @@ fn b16_a_page_is_bounded_in_size_and_time() {
             let answer = GreeterClient::new(channel.clone()).say_hello(request).await;
             let (told, took) = (answer.expect_err("it is no answer"), begin.elapsed());
             assert_eq!((told.code(), told.message()), (Code::Unavailable, half));
-            let bound = deadline.unwrap_or(Duration::from_secs(1));
-            assert!(took >= bound, "{took:?}");
-            report("the page was waited for", took, bound);
+            let limit = deadline.unwrap_or(Duration::from_secs(1));
+            assert!(took >= limit, "{took:?}");
+            let beyond = "the page was waited for, beyond what it may be";
+            report(beyond, took - limit, Duration::from_millis(20));
         }
         drop(server);
         clean(channel, &before).await;

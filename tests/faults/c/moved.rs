@@ -202,13 +202,16 @@ async fn moves_between_namespaces() {
     let b = start("b", "b", OTHER, moving);
     let at = Instant::now();
     let load = Load::of(size::calls(1_000));
-    let calls = load.run(&channel).await;
-    until("the other service was found out", || {
-        let why = status(&channel, moving).why;
-        why.is_some_and(|why| why.contains("another name"))
-    })
-    .await;
-    report("found out after", at.elapsed(), 2 * second);
+    let found_out = async {
+        until("the other service was found out", || {
+            let why = status(&channel, moving).why;
+            why.is_some_and(|why| why.contains("another name"))
+        })
+        .await;
+        at.elapsed()
+    };
+    let (calls, found_out) = tokio::join!(load.run(&channel), found_out);
+    report("found out after", found_out, 2 * second);
     let verdict = ledger.audit(&calls);
     println!("{verdict}");
     verdict.assert_true();

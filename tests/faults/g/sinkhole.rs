@@ -16,6 +16,7 @@ use crate::rig::clean::{Footprint, alone};
 use crate::rig::greeter::Options;
 use crate::rig::ledger::{Execution, Verdict, audit};
 use crate::rig::now;
+use crate::size;
 
 async fn run(channel: &Channel, fleet: &Fleet, calls: u64) -> (Verdict, Vec<Execution>) {
     let calls = load(calls).run(channel).await;
@@ -33,7 +34,7 @@ fn g1_ejection_keeps_a_naive_policy_from_a_sinkhole() {
         let before = Footprint::take();
         let fleet = sinkhole();
         let channel = ready(judged(&fleet.addresses()).policy(Naive)).await;
-        let (verdict, executions) = run(&channel, &fleet, 3_000).await;
+        let (verdict, executions) = run(&channel, &fleet, size::calls(3_000)).await;
         assert_eq!(verdict.server("b1"), verdict.failed, "{verdict}");
         // 2,000 calls a second.
         let soon = share_of_calls("b1", &executions, 1_001..u64::MAX);
@@ -52,7 +53,7 @@ fn g1_control_without_ejection_a_naive_policy_falls_for_it() {
         let fleet = sinkhole();
         let builder = judged(&fleet.addresses()).outlier_detection(None);
         let channel = ready(builder.policy(Naive)).await;
-        let (verdict, executions) = run(&channel, &fleet, 3_000).await;
+        let (verdict, executions) = run(&channel, &fleet, size::calls(3_000)).await;
         let soon = share_of_calls("b1", &executions, 1_001..u64::MAX);
         assert!(soon >= 0.5, "{soon}: {verdict}");
         clean(channel, fleet, &before).await;
@@ -69,7 +70,7 @@ fn g1_retries_hide_a_sinkhole() {
             let config = MethodConfig::default().with_idempotent(idempotent);
             let builder = judged(&fleet.addresses()).policy(Adaptive::default());
             let channel = ready(builder.method_config(SAY_HELLO, config)).await;
-            let mut load = load(1_000);
+            let mut load = load(size::calls(1_000));
             load.first = 1 + 10_000 * u64::from(idempotent);
             let calls = load.run(&channel).await;
             let mut executions = fleet.ledger.executions();
@@ -100,7 +101,7 @@ fn g1_retries_hide_a_sinkhole_from_least_request() {
         let config = MethodConfig::default().with_idempotent(true);
         let builder = judged(&fleet.addresses()).policy(LeastRequest::default());
         let channel = ready(builder.method_config(SAY_HELLO, config)).await;
-        let (verdict, _) = run(&channel, &fleet, 1_000).await;
+        let (verdict, _) = run(&channel, &fleet, size::calls(1_000)).await;
         assert_eq!(verdict.failed, 0, "{verdict}");
         assert!(verdict.server("b1") > 0, "{verdict}");
         clean(channel, fleet, &before).await;

@@ -14,6 +14,7 @@ use crate::rig::greeter::Options;
 use crate::rig::ledger::audit;
 use crate::rig::load::Load;
 use crate::rig::rivals::tower_pending;
+use crate::size;
 use crate::{Fleet, reference};
 
 const GREETING: Duration = Duration::from_millis(500);
@@ -98,7 +99,7 @@ async fn shares_of_a_slow_one(policy: impl Policy + Clone + Sync + 'static) -> (
     options[0].work = Duration::from_millis(40);
     let fleet = Fleet::of(options.into());
     let channel = ready(reference(&fleet.addresses()).policy(policy)).await;
-    let load = load(3_000);
+    let load = load(size::calls(3_000));
     let calls = load.run(&channel).await;
     let executions = fleet.ledger.executions();
     let verdict = audit(&calls, &executions);
@@ -118,33 +119,36 @@ async fn shares_of_a_slow_one(policy: impl Policy + Clone + Sync + 'static) -> (
     (share, high)
 }
 
-/// The bound itself, 8 %, is for an idle machine: on a busy one the quick servers are slow at times, too.
+/// The full run judges by the row's own bounds, on a quiet machine. On a busy one the quick servers are slow at times, too.
 async fn leaves_a_slow_one(policy: impl Policy + Clone + Sync + 'static, most: f64) {
     let (share, high) = shares_of_a_slow_one(policy).await;
-    assert!(share <= most, "{share}");
-    assert!(high <= 0.25, "{high} of the windows");
+    size::figure("share of the slow one", share * 100.0, "%");
+    size::figure("of the windows above 15 %", high * 100.0, "%");
+    let (slack, windows) = size::of((0.04, 0.25), (0.0, 0.0));
+    assert!(share <= most + slack, "{share}");
+    assert!(high <= windows, "{high} of the windows");
 }
 
 /// G10: the policies that look at load give a server at a twentieth of the speed little.
 #[test]
 fn g10_adaptive_leaves_a_slow_one() {
-    alone(leaves_a_slow_one(Adaptive::default(), 0.12));
+    alone(leaves_a_slow_one(Adaptive::default(), 0.08));
 }
 
 #[test]
 fn g10_peak_ewma_leaves_a_slow_one() {
-    alone(leaves_a_slow_one(PeakEwma::default(), 0.12));
+    alone(leaves_a_slow_one(PeakEwma::default(), 0.08));
 }
 
 #[test]
 fn g10_least_request_of_all_leaves_a_slow_one() {
-    alone(leaves_a_slow_one(LeastRequest::full_scan(), 0.12));
+    alone(leaves_a_slow_one(LeastRequest::full_scan(), 0.08));
 }
 
 /// Two draws of three often hold the slow one, and calls in flight are few: it has 4 to 8 %, and chance adds to it.
 #[test]
 fn g10_least_request_leaves_a_slow_one_nearly_as_little() {
-    alone(leaves_a_slow_one(LeastRequest::default(), 0.16));
+    alone(leaves_a_slow_one(LeastRequest::default(), 0.12));
 }
 
 /// The control: by turns it has its third.

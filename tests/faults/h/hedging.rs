@@ -147,7 +147,8 @@ fn h7_the_delay_becomes_the_methods_own() {
         let starts: Vec<Duration> = of(1_002).map(|e| e.start).collect();
         let delay = starts[1] - starts[0];
         println!("delay {delay:?}");
-        assert!(delay >= 9 * MS && delay < 600 * MS, "{delay:?}");
+        // Told by arrivals: the first may have come some milliseconds late.
+        assert!(delay >= 5 * MS && delay < 600 * MS, "{delay:?}");
     });
 }
 

@@ -1,8 +1,10 @@
-//! Times in headers: what is read, what is written, and that a server is never promised more than there is.
+//! Times in headers: what is read, what is written, that a server is never promised more than there is, and that it is
+//! heard when it asks for a pause.
 
 use std::time::Duration;
 
 use equipoise::fuzzing::{read_timeout, write_timeout};
+use equipoise::retry::Pushback;
 use http::HeaderValue;
 
 use super::input::Input;
@@ -22,6 +24,30 @@ pub fn run(data: &[u8]) {
         if let Some(time) = read_timeout(&value) {
             written(time);
         }
+    }
+    let values: Vec<&[u8]> = match input.0 {
+        [] => Vec::new(),
+        text => text.split(|&byte| byte == b'\n').collect(),
+    };
+    let read = Pushback::read(values.iter().copied());
+    assert_eq!(read, asked(&values), "{values:?}");
+}
+
+/// What gRPC A6 makes of the values of `grpc-retry-pushback-ms`.
+fn asked(values: &[&[u8]]) -> Pushback {
+    let [value] = values else {
+        return match values.is_empty() {
+            true => Pushback::Unsaid,
+            false => Pushback::Stop,
+        };
+    };
+    let text = String::from_utf8_lossy(value);
+    match text.parse::<i32>() {
+        // Written as it would be written.
+        Ok(millis @ 0..) if millis.to_string() == text => {
+            Pushback::After(Duration::from_millis(millis as u64))
+        }
+        _ => Pushback::Stop,
     }
 }
 

@@ -59,8 +59,8 @@ fn every_slot_is_told_once() {
     let slots = Slots::new(2);
     let told = Arc::new(AtomicUsize::new(0));
     let listener = told.clone();
-    slots.on_freed(move || {
-        listener.fetch_add(1, Ordering::Relaxed);
+    slots.on_freed(move |slots| {
+        listener.fetch_add(slots, Ordering::Relaxed);
     });
     let took: Vec<_> = (0..2)
         .map(|_| {

@@ -28,6 +28,11 @@ pub const MODELS: &[Model] = &[
         Some(INTERRUPTIONS),
         two_calls_and_one_slot,
     ),
+    (
+        "a_snapshot_with_room_for_one",
+        Some(INTERRUPTIONS),
+        a_snapshot_with_room_for_one,
+    ),
     ("one_that_gives_up", Some(INTERRUPTIONS), one_that_gives_up),
     (
         "a_slot_told_to_nobody",
@@ -73,13 +78,13 @@ impl World {
 
     fn listen(&self) {
         let told = self.waiters.clone();
-        self.slots.on_freed(move || told.freed());
+        self.slots.on_freed(move |slots| told.room(slots));
     }
 
     fn publish(&self) {
         // Relaxed, which is less than the real snapshot has: what makes it seen are the fences.
         self.published.store(1, Ordering::Relaxed);
-        self.waiters.published();
+        self.waiters.published(self.slots.room());
     }
 
     fn look(&self) -> Result<Slot, Need> {
@@ -99,11 +104,10 @@ impl World {
             },
         };
         let ticket = self.waiters.join(need).expect("room in the line");
-        let mut told = Told::NOTHING;
-        let mut may_look = ticket.may_look();
+        let mut turn = ticket.may_look().then_some(Told::NOTHING);
         let mut blocker = None;
         loop {
-            if may_look {
+            if let Some(told) = turn {
                 match self.look() {
                     Ok(slot) => {
                         ticket.served();
@@ -111,17 +115,14 @@ impl World {
                     }
                     Err(need) => {
                         if ticket.stay(need, told) {
-                            told = Told::NOTHING;
+                            turn = Some(Told::NOTHING);
                             continue;
                         }
                     }
                 }
             }
             block_on(poll_fn(|cx| ticket.poll_news(cx)));
-            told = ticket.take_news();
-            let ahead = ticket.blocker().filter(|_| told.is_nothing());
-            may_look = ahead.is_none() || ahead == blocker;
-            blocker = ahead;
+            turn = ticket.take_turn(&mut blocker);
         }
     }
 
@@ -176,6 +177,18 @@ fn a_snapshot() {
     let waiting = world.spawn(|world| drop(world.call()));
     world.publish();
     waiting.join().unwrap();
+    world.is_at_rest();
+}
+
+/// Two look one after another, whoever came first, and the second hears of the slot.
+fn a_snapshot_with_room_for_one() {
+    let world = World::new(1, false);
+    let waiting = [
+        world.spawn(|world| drop(world.call())),
+        world.spawn(|world| drop(world.call())),
+    ];
+    world.publish();
+    waiting.into_iter().for_each(|call| call.join().unwrap());
     world.is_at_rest();
 }
 

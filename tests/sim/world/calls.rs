@@ -201,7 +201,7 @@ impl World {
         seat.guards += 1;
         let trial = admission.is_trial();
         let in_flight = seat.loads.in_flight();
-        let epoch = self.checks.let_in(id, trial, in_flight);
+        let epoch = self.checks.let_in(id, trial, in_flight, self.now);
         let carrier = self.connections.get_mut(&connection).expect("it is open");
         carrier.calls.insert(number_of_call);
         let host = self.hosts[&carrier.address];

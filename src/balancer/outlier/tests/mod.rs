@@ -232,7 +232,13 @@ fn a_sweep_is_due_only_while_something_can_come_of_it() {
     rest(&mut outliers, at(31));
     assert_eq!(outliers.sweep_due(), Some(at(41)));
     rest(&mut outliers, at(41));
-    assert_eq!(outliers.sweep_due(), None, "forgiven");
+    assert_eq!(
+        outliers.sweep_due(),
+        Some(at(51)),
+        "forgiven, and its trial may last"
+    );
+    outliers.handle_trial(id(0), true, at(42));
+    assert_eq!(outliers.sweep_due(), None);
 }
 
 #[test]
