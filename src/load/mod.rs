@@ -224,6 +224,7 @@ impl Load {
 
     /// A call that began at `started` has ended at `now`. Codes speak of whom they usually do
     /// ([`Classifier::default`]).
+    #[inline]
     pub fn end(&self, completion: &Completion, started: Timestamp, now: Timestamp) {
         let blame = match completion.outcome {
             Outcome::Answered(code) => Some(Classifier::USUAL.blame(code)),

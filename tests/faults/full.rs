@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::matrix::{MAY_SKIP, P0, ROWS, Row, State};
+use crate::matrix::{MAY_SKIP, P0, ROWS, Row, SIDE_BY_SIDE, State};
 use crate::rig::clean::alone;
 use crate::size::{FIGURE, Figure, SEED, SIZE, SKIPPED, is_full};
 
@@ -147,12 +147,29 @@ fn full_line(row: &Row, begin: Instant) -> Line {
                 }
             }
             // Their windows are long, and nothing in them is left to chance.
-            for test in *long {
-                told.add(child(test, line.seeds[0]));
-            }
+            let once = [*long, *against].concat();
+            let seed = line.seeds[0];
+            let mut once = match SIDE_BY_SIDE.contains(&row.id) {
+                true => thread::scope(|scope| {
+                    let started = once
+                        .iter()
+                        .map(|test| scope.spawn(move || child(test, seed)));
+                    let started: Vec<_> = started.collect();
+                    let told = started.into_iter().map(thread::ScopedJoinHandle::join);
+                    told.map(|told| told.expect("no child panics here"))
+                        .collect()
+                }),
+                false => once
+                    .iter()
+                    .map(|test| child(test, seed))
+                    .collect::<Vec<_>>(),
+            };
             let mut control = Told::default();
-            for test in *against {
-                control.add(child(test, line.seeds[0]));
+            for ended in once.split_off(long.len()) {
+                control.add(ended);
+            }
+            for ended in once {
+                told.add(ended);
             }
             let late = |f: &Figure| f.bound.is_some_and(|bound| f.value > bound);
             line.figures = worst(told.figures);

@@ -34,6 +34,7 @@ fn detection() -> OutlierDetection {
     OutlierDetection::default()
         .with_interval(second)
         .with_base_ejection_time(2 * second)
+        .with_slow_start(second)
         .with_max_ejection(MaxEjection::Share(50))
 }
 

@@ -115,7 +115,9 @@ fn reference(addresses: &[SocketAddr]) -> Builder<Channel> {
         .outlier_detection(
             OutlierDetection::default()
                 .with_interval(second)
-                .with_base_ejection_time(2 * second),
+                .with_base_ejection_time(2 * second)
+                // Of the size of the others: the default is for ejections of half a minute.
+                .with_slow_start(second),
         )
 }
 

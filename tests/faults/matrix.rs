@@ -56,6 +56,9 @@ pub(crate) const MAY_SKIP: &[&str] = &[
     "i::i2_a_late_monotonic_clock",
 ];
 
+/// Rows whose tests spend a minute each with waiting: in the full run they do so side by side.
+pub(crate) const SIDE_BY_SIDE: &[&str] = &["n1", "n8", "n17", "b4", "d1", "h13"];
+
 /// Makes the table, and an ignored test for each row: the full run.
 macro_rules! rows {
     ($($id:ident: $fault:expr, $criterion:expr => $state:expr;)*) => {
@@ -751,10 +754,8 @@ rows! {
     h2: "overload with retries, and a server away for 5 s",
         "99 % of what is offered within 30 s of its return" =>
     State::Tests {
-        by: &[
-            "h::metastable::h2_the_outage_ends_with_its_cause",
-        ],
-        long: &[],
+        by: &[],
+        long: &["h::metastable::h2_the_outage_ends_with_its_cause"],
         against: &[
             "h::metastable::h2_control_naive_retries_keep_the_outage_alive",
         ],
