@@ -897,7 +897,7 @@ rows! {
     State::Tests {
         by: &["h15::h15_one_more_than_may_wait"],
         long: &[],
-        against: &[],
+        against: &["h15::h15_control_tonic_keeps_any_number_waiting"],
         lacks: Some("strict order: some pass others in the moment that a server becomes ready"),
     };
     h16: "a call dropped at every poll",
