@@ -106,8 +106,8 @@ fn h6_of_many_requests_the_channel_keeps_no_more_than_it_may() {
         let kept = kept(size::of(300, 1_000), 4).await;
         let most = PER_CHANNEL + SLACK;
         assert!(kept <= most, "{kept} KiB, bound {most} KiB");
-        // It was reached, and the measure sees what is kept.
-        assert!(kept >= PER_CHANNEL / 2, "{kept} KiB");
+        // The measure sees what is kept; of what the others take it is no closer than some MiB.
+        assert!(kept >= PER_CHANNEL / 4, "{kept} KiB");
     });
 }
 
