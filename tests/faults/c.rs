@@ -1,6 +1,7 @@
 //! C: TLS and identity.
 
 mod moved;
+mod naive;
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -108,44 +109,76 @@ fn c1_expired_certificate() {
         assert_eq!((b3_status.picks, b3_status.traffic.sent), (0, 0));
         assert_eq!(expired.seen.handshakes(), 0);
         assert!(!expired.seen.refused().is_empty(), "it was dialled");
-
-        // The control: that server serves whoever does not look.
-        let fooled = naive(&[b3.address]).connect().await.expect("it runs");
-        let naive_load = Load {
-            first: 10_001,
-            ..Load::of(10)
-        };
-        naive_load.run(&fooled).await;
-        let taken = ledger.executions();
-        assert_eq!(taken.iter().filter(|e| e.server == "b3").count(), 10);
-        drop((fooled, b1, b2, b3));
+        drop((b1, b2, b3));
         clean(channel, &before).await;
     });
 }
 
-/// C2, the address of a server is another service's now, with a certificate of the same CA: no call gets
-/// there, while a client that does not check the name calls the wrong service.
+/// C1, the control: that server serves whoever does not look.
+#[test]
+fn c1_control_whoever_does_not_look_is_served() {
+    alone(async {
+        let (ca, ledger) = (Ca::new("ca"), Ledger::create());
+        let expired = Acceptor::new(&ca.issue_expired(&[NAME]));
+        let b3 = serve(&expired, "b3", &ledger);
+        let fooled = naive(&[b3.address]).connect().await.expect("it runs");
+        let verdict = ledger.audit(&Load::of(10).run(&fooled).await);
+        verdict.assert_unnoticed();
+        assert_eq!(expired.seen.handshakes(), 1);
+    });
+}
+
+/// Two servers, and the second one's address is another service's from now on, with a certificate of the same CA.
+struct Reused {
+    ledger: Ledger,
+    addresses: [SocketAddr; 2],
+    wrong: Acceptor,
+    _b1: Server,
+    b2: Option<Server>,
+    squatter: Option<Server>,
+}
+
+impl Reused {
+    /// Before it is.
+    fn soon(ca: &Ca) -> Self {
+        let ledger = Ledger::create();
+        let good = Acceptor::new(&ca.issue(&[NAME]));
+        let b1 = serve(&good, "b1", &ledger);
+        let b2 = serve(&good, "b2", &ledger);
+        Self {
+            addresses: [b1.address, b2.address],
+            wrong: Acceptor::new(&ca.issue(&[OTHER])),
+            _b1: b1,
+            b2: Some(b2),
+            squatter: None,
+            ledger,
+        }
+    }
+
+    fn now(&mut self) {
+        let b2 = self.b2.take().expect("once");
+        b2.abort();
+        let options = Options {
+            listen: self.addresses[1],
+            ..options("wrong", &self.ledger)
+        };
+        self.squatter = Some(Server::start_behind(self.wrong.clone(), options));
+    }
+}
+
+/// C2, the address of a server is another service's now: no call gets there.
 #[test]
 fn c2_address_reused_by_another_service() {
     alone(async {
         let before = Footprint::take();
-        let (ca, ledger) = (Ca::new("ca"), Ledger::create());
-        let good = Acceptor::new(&ca.issue(&[NAME]));
-        let wrong = Acceptor::new(&ca.issue(&[OTHER]));
-        let b1 = serve(&good, "b1", &ledger);
-        let b2 = serve(&good, "b2", &ledger);
-        let (reused, addresses) = (b2.address, [b1.address, b2.address]);
-        let channel = secured(&addresses, &ca).build().expect("in range");
-        let fooled = naive(&addresses).build().expect("in range");
-        until("all are ready", || is_ready(&channel) && is_ready(&fooled)).await;
+        let ca = Ca::new("ca");
+        let mut servers = Reused::soon(&ca);
+        let reused = servers.addresses[1];
+        let channel = secured(&servers.addresses, &ca).build().expect("in range");
+        until("all are ready", || is_ready(&channel)).await;
 
         let at = Instant::now();
-        b2.abort();
-        let wrong_options = Options {
-            listen: reused,
-            ..options("wrong", &ledger)
-        };
-        let squatter = Server::start_behind(wrong.clone(), wrong_options);
+        servers.now();
         until("the wrong service was found out", || {
             let b2 = status(&channel, reused);
             b2.why.is_some_and(|why| why.contains("another name"))
@@ -161,22 +194,33 @@ fn c2_address_reused_by_another_service() {
             &["TLS handshake", NAME, "another name", OTHER],
         );
 
-        let verdict = ledger.audit(&load().run(&channel).await);
+        let verdict = servers.ledger.audit(&load().run(&channel).await);
         println!("{verdict}");
         verdict.assert_unnoticed();
         assert_eq!(verdict.server("wrong"), 0, "{verdict}");
         // Dialled again and again in the meantime, and refused each time by us.
-        assert!(!wrong.seen.refused().is_empty());
-
-        until("the naive client is connected again", || is_ready(&fooled)).await;
-        let naive_load = Load {
-            first: 10_001,
-            ..load()
-        };
-        let verdict = ledger.audit(&naive_load.run(&fooled).await);
-        assert!(verdict.server("wrong") > 100, "{verdict}");
-        drop((fooled, b1, squatter));
+        assert!(!servers.wrong.seen.refused().is_empty());
+        drop(servers);
         clean(channel, &before).await;
+    });
+}
+
+/// C2, the control: a client that does not check the name calls the wrong service.
+#[test]
+fn c2_control_a_naive_client_calls_the_wrong_service() {
+    alone(async {
+        let ca = Ca::new("ca");
+        let mut servers = Reused::soon(&ca);
+        let fooled = naive(&servers.addresses).build().expect("in range");
+        until("all are ready", || is_ready(&fooled)).await;
+        servers.now();
+        until("it is connected again", || {
+            servers.wrong.seen.handshakes() > 0 && is_ready(&fooled)
+        })
+        .await;
+        let verdict = servers.ledger.audit(&load().run(&fooled).await);
+        println!("{verdict}");
+        assert!(verdict.server("wrong") > 100, "{verdict}");
     });
 }
 
@@ -407,16 +451,26 @@ fn c8_client_certificate_refused_late() {
         assert_eq!(verdict.code(Code::Unavailable), 800, "{verdict}");
         let (why, _) = failed(&channel, server.address).await;
         says(&why, server.address, &["asks for a client certificate"]);
+        drop(server);
+        clean(channel, &before).await;
+    });
+}
 
-        // The control: with a certificate the same server serves.
+/// C8, the control: with a certificate the same server serves.
+#[test]
+fn c8_control_with_a_certificate_it_serves() {
+    alone(async {
+        let (ca, clients, ledger) = (Ca::new("ca"), Ca::new("clients"), Ledger::create());
+        let asking = Acceptor::asking(&ca.issue(&[NAME]), &clients);
+        let server = serve(&asking, "b1", &ledger);
         let Pair { cert, key } = clients.issue(&["client.test"]);
         let tls = Tls::new()
             .with_roots_pem(ca.pem.clone())
             .with_identity_pem(cert, key);
         let known = reference(&[server.address]).authority(NAME).tls(tls);
-        drop(known.connect().await.expect("it is let in"));
-        drop(server);
-        clean(channel, &before).await;
+        let known = known.connect().await.expect("it is let in");
+        let verdict = ledger.audit(&Load::of(10).run(&known).await);
+        verdict.assert_unnoticed();
     });
 }
 
@@ -432,49 +486,65 @@ impl Resolver for Registry {
     }
 }
 
+/// A server of the name that is meant, one of another, and a resolver that tells of both.
+struct Two {
+    ca: Ca,
+    ledger: Ledger,
+    meant: Server,
+    wrong: Server,
+}
+
+impl Two {
+    fn start() -> Self {
+        let (ca, ledger) = (Ca::new("ca"), Ledger::create());
+        Self {
+            meant: serve(&Acceptor::new(&ca.issue(&[NAME])), "meant", &ledger),
+            wrong: serve(&Acceptor::new(&ca.issue(&[OTHER])), "wrong", &ledger),
+            ca,
+            ledger,
+        }
+    }
+
+    /// To the name that is meant.
+    fn channel(&self) -> Builder<Channel> {
+        let registry = Registry(vec![
+            Endpoint::from(self.meant.address),
+            Endpoint::from(self.wrong.address).with_id(OTHER),
+        ]);
+        let tls = Tls::new().with_roots_pem(self.ca.pem.clone());
+        let channel = Channel::builder(format!("{NAME}:443")).expect("a good target");
+        channel.resolver(registry).tls(tls)
+    }
+}
+
 /// C9, a resolver sends us to a server of another name, and even calls it by that name: the name that is
-/// verified is the target's, or the authority that the user set.
+/// verified is the target's.
 #[test]
 fn c9_a_resolver_cannot_choose_the_name() {
     alone(async {
         let before = Footprint::take();
-        let (ca, ledger) = (Ca::new("ca"), Ledger::create());
-        let meant = serve(&Acceptor::new(&ca.issue(&[NAME])), "meant", &ledger);
-        let wrong = serve(&Acceptor::new(&ca.issue(&[OTHER])), "wrong", &ledger);
-        let registry = || {
-            Registry(vec![
-                Endpoint::from(meant.address),
-                Endpoint::from(wrong.address).with_id(OTHER),
-            ])
-        };
-        let channel = || {
-            let tls = Tls::new().with_roots_pem(ca.pem.clone());
-            let target = format!("{NAME}:443");
-            Channel::builder(target)
-                .expect("a good target")
-                .resolver(registry())
-                .tls(tls)
-        };
-        let by_target = channel().build().expect("in range");
-        let verdict = ledger.audit(&load().run(&by_target).await);
+        let servers = Two::start();
+        let channel = servers.channel().build().expect("in range");
+        let verdict = servers.ledger.audit(&load().run(&channel).await);
         verdict.assert_unnoticed();
         assert_eq!(verdict.server("meant") as u64, load().calls, "{verdict}");
-        let (why, _) = failed(&by_target, wrong.address).await;
-        says(&why, wrong.address, &[NAME, "another name", OTHER]);
+        let wrong = servers.wrong.address;
+        let (why, _) = failed(&channel, wrong).await;
+        says(&why, wrong, &[NAME, "another name", OTHER]);
+        drop(servers);
+        clean(channel, &before).await;
+    });
+}
 
-        // The control: asked for by the user, the other server is the good one.
-        let by_user = channel().authority(OTHER).build().expect("in range");
-        let other_load = Load {
-            first: 10_001,
-            ..load()
-        };
-        let verdict = ledger.audit(&other_load.run(&by_user).await);
-        assert_eq!(
-            (verdict.ok as u64, verdict.server("wrong") as u64),
-            (load().calls, load().calls),
-            "{verdict}"
-        );
-        drop((by_user, meant, wrong));
-        clean(by_target, &before).await;
+/// C9, the control: asked for by the user, the other server is the good one.
+#[test]
+fn c9_control_the_user_can_choose_the_name() {
+    alone(async {
+        let servers = Two::start();
+        let channel = servers.channel().authority(OTHER);
+        let channel = channel.build().expect("in range");
+        let verdict = servers.ledger.audit(&load().run(&channel).await);
+        verdict.assert_unnoticed();
+        assert_eq!(verdict.server("wrong") as u64, load().calls, "{verdict}");
     });
 }

@@ -130,7 +130,9 @@ fn g1_control_p2c_by_pending_calls_falls_for_a_sinkhole() {
     });
 }
 
-/// The same, and to one that looks at latency even more so.
+/// The same, and to one that looks at latency no less: of 4,000 calls it gave 2,600 to 2,720 to the sinkhole in ten runs,
+/// two thirds, as often as it is one of the two that are drawn; on a machine with twice as much to do as it has cores
+/// 2,350 to 2,590. The bound leaves room for that: half is demanded of the control above, which the row names.
 #[test]
 fn g1_control_peak_ewma_falls_for_a_sinkhole() {
     alone(async {

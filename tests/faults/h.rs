@@ -1,6 +1,7 @@
 //! H: retries, hedging, deadlines.
 
 mod hedging;
+mod memory;
 mod metastable;
 mod retries;
 

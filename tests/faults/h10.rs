@@ -1,5 +1,7 @@
 //! H10: a deadline holds in each phase a call can be in, and its end is DEADLINE_EXCEEDED.
 
+mod between;
+
 use std::task::{Context, Waker};
 use std::time::Duration;
 
@@ -59,7 +61,8 @@ fn ran_out(calls: &[Call], executions: &[Execution], executed: usize) -> Verdict
     );
     for call in calls {
         let end = call.end.as_ref().expect("none is lost");
-        assert!(end.at >= call.start + DEADLINE, "too early: {call:?}");
+        let deadline = call.deadline.expect("each has one");
+        assert!(end.at >= call.start + deadline, "too early: {call:?}");
     }
     report(
         "past the deadline",

@@ -1,5 +1,6 @@
 //! H15: more calls wait than may.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
@@ -75,5 +76,20 @@ fn h15_one_more_than_may_wait() {
         assert!(farthest <= 2, "{order:?}");
         drop((server, peer, client));
         clean(channel, &before).await;
+    });
+}
+
+/// The control: with tonic any number waits, and without an end.
+#[test]
+fn h15_control_tonic_keeps_any_number_waiting() {
+    alone(async {
+        let (channel, _changes) = tonic::transport::Channel::balance_channel::<SocketAddr>(1);
+        let mut waiting = JoinSet::new();
+        for _ in 0..2 * LIMIT {
+            let mut client = GreeterClient::new(channel.clone());
+            waiting.spawn(async move { client.say_hello(HelloRequest::default()).await });
+        }
+        let ended = tokio::time::timeout(Duration::from_millis(500), waiting.join_next());
+        assert!(ended.await.is_err(), "one ended");
     });
 }

@@ -9,13 +9,14 @@ use equipoise::Connectivity;
 use tonic::Code;
 
 use crate::Fleet;
-use crate::balanced::{all_ready, named, until};
+use crate::balanced::{all_ready, in_flight, named, until};
 use crate::child::{Client, task, tell};
 use crate::frames::{FrameServer, Peer, Script, Step, kind, stream};
 use crate::namespace::uptime;
 use crate::rig::clean::{Footprint, alone};
+use crate::rig::greeter::proto::HelloRequest;
 use crate::rig::ledger::{Call, audit};
-use crate::rig::load::Load;
+use crate::rig::load::{Load, call};
 use crate::rig::names::Name;
 use crate::rig::{now, timer};
 use crate::size::{self, figure, skipped};
@@ -90,13 +91,27 @@ fn i1_by_libfaketime() {
     }
 }
 
+/// I1, the control: where nothing is put before it the same client sees no jump.
+#[test]
+fn i1_control_the_clock_is_wrong_only_where_it_is_made_so() {
+    alone(async {
+        let jumped = jumped(&[]).await;
+        assert!(jumped < 60.0, "{jumped} s");
+    });
+}
+
 async fn under_a_wrong_clock(environment: &[(&str, &str)]) {
+    let jumped = jumped(environment).await;
+    figure("the wall clock went wrong by", jumped.round(), "s");
+    assert!(jumped > 300.0, "the fault is not there: {jumped} s");
+}
+
+/// By how many seconds the wall clock was wrong for a client that makes its calls meanwhile. It noticed nothing.
+async fn jumped(environment: &[(&str, &str)]) -> f64 {
     let fleet = Fleet::start(WORK);
     let task = list(&fleet.addresses());
     let mut client = Client::start("i::client_under_a_wrong_clock", &task, environment);
     let jumped: f64 = client.told("JUMPED").parse().expect("a number");
-    figure("the wall clock went wrong by", jumped.round(), "s");
-    assert!(jumped > 300.0, "the fault is not there: {jumped} s");
     let made: usize = client.told("CALLS").parse().expect("a number");
     assert_eq!(client.told("FAILED"), "0");
     assert_eq!(client.told("CONNECTIONS"), "3");
@@ -104,6 +119,7 @@ async fn under_a_wrong_clock(environment: &[(&str, &str)]) {
     println!("calls {made} ok {made} failed 0");
     let executed = fleet.ledger.executions().len();
     assert_eq!(executed, made, "not each call once");
+    jumped
 }
 
 /// The client of these tests.
@@ -186,6 +202,12 @@ fn i2_a_late_monotonic_clock() {
     }
 }
 
+/// I2, the control: the clock that all other tests run by is younger.
+#[test]
+fn i2_control_the_clock_is_young_elsewhere() {
+    assert!(now() < Duration::from_secs(30 * 365 * 86_400));
+}
+
 /// A server that answers after 20 ms, but for one call in ten.
 async fn slowish() -> FrameServer {
     let script = stream(|call| match call.nth % 10 {
@@ -217,12 +239,23 @@ async fn peers(server: &FrameServer) -> Vec<Peer> {
 fn i3_a_frozen_client_goes_on() {
     alone(async {
         let servers = [slowish().await, slowish().await, slowish().await];
+        // It has one call, and gives no answer.
+        let mute = FrameServer::start(Script {
+            stream: stream(|_| Vec::new()),
+            ..Script::default()
+        })
+        .await;
         let task = list(&servers.each_ref().map(FrameServer::address));
+        let task = format!("{task} {}", mute.address());
         let mut client = Client::start("i::client_that_is_frozen", &task, &[]);
         client.told("RUNNING");
+        // It is under way when the client is frozen, and late when that goes on.
+        mute.peer(0).await.wait(|f| f.is(kind::HEADERS)).await;
         client.freeze();
         timer::pause(size::of(Duration::from_secs(3), Duration::from_secs(30))).await;
-        let made: usize = servers.iter().map(FrameServer::connections).sum();
+        let all = || servers.iter().chain([&mute]);
+        let connections = || all().map(FrameServer::connections).sum::<usize>();
+        let made = connections();
         let thawed = Instant::now();
         client.thaw();
         let told =
@@ -234,16 +267,17 @@ fn i3_a_frozen_client_goes_on() {
             told(&mut client, "ODD"),
             told(&mut client, "LATE"),
         );
-        let (expired, failed, served) = (
+        let (kept, expired, failed, served) = (
+            told(&mut client, "KEPT-CODE"),
             told(&mut client, "EXPIRED"),
             told(&mut client, "FAILED-AFTER"),
             told(&mut client, "FIRST-AFTER-MS"),
         );
         client.ended();
-        let connects = servers.iter().map(FrameServer::connections).sum::<usize>() - made;
+        let connects = connections() - made;
         let second = thawed..thawed + Duration::from_secs(1);
         let mut pings = 0;
-        for server in &servers {
+        for server in all() {
             for peer in peers(server).await {
                 let ping = |f: &crate::frames::Frame| {
                     f.is(kind::PING) && !f.is_ack() && second.contains(&f.at)
@@ -257,8 +291,10 @@ fn i3_a_frozen_client_goes_on() {
         assert!(connects <= 3, "{connects} connects");
         assert!(queries <= 1, "{queries} queries");
         assert!(pings <= 1, "{pings} pings on a connection");
-        // What was under way and is late is DEADLINE_EXCEEDED. How much there was is chance.
-        figure("under way when it was frozen", expired, "");
+        // What was under way and is late is DEADLINE_EXCEEDED: one call for certain, of others as chance will have it.
+        figure("late when it went on", expired, "");
+        assert_eq!(Code::from(kept as i32), Code::DeadlineExceeded);
+        assert!(expired > 0, "none was late");
         assert_eq!(
             (odd, late),
             (0, 0),
@@ -273,9 +309,11 @@ fn i3_a_frozen_client_goes_on() {
 /// The client of that test.
 #[test]
 fn client_that_is_frozen() {
-    let Some(list) = task() else { return };
+    let Some(task) = task() else { return };
+    let (list, mute) = task.split_once(' ').expect("the parent writes both");
+    let (list, mute) = (addresses(list), addresses(mute));
     alone(async move {
-        let name = Name::of(&addresses(&list));
+        let name = Name::of(&list);
         let second = Duration::from_secs(1);
         // Overdue when it goes on, and then not before two seconds are over, less a fifth.
         let channel = named(&name, 2 * second).keepalive(second, second);
@@ -290,6 +328,10 @@ fn client_that_is_frozen() {
         };
         let running = load.run_until_stopped(&channel);
         timer::pause(Duration::from_millis(500)).await;
+        let muted = crate::all_ready(&mute).await;
+        let request = HelloRequest::default();
+        let kept = tokio::spawn(call(muted.clone(), request, 2 * second, now()));
+        until("it is under way", || in_flight(&muted) == 1).await;
         // Before it is told: it may be frozen at once.
         let mut seen = Instant::now();
         tell("RUNNING", "now");
@@ -304,11 +346,18 @@ fn client_that_is_frozen() {
         let (thawed, frozen, asked) = (now(), now() - gap, name.asked());
         timer::pause(second).await;
         let queries = name.asked() - asked;
-        let calls = running.stop().await;
+        let mut calls = running.stop().await;
+        let kept = kept.await.expect("no panic");
+        calls.push(kept.clone());
         let code = |call: &Call| call.end.as_ref().map(|end| end.code);
+        // It was frozen a moment after `frozen`, and for more than a second: what ended later than that ended after it.
         // Every tenth is never answered, whatever happens: it runs out of time.
         let under_way = |call: &&Call| {
-            call.start < frozen && call.end.as_ref().is_none_or(|end| end.at >= thawed)
+            call.start < frozen
+                && call
+                    .end
+                    .as_ref()
+                    .is_none_or(|end| end.at >= frozen + second)
         };
         let at_once = thawed + Duration::from_millis(900);
         let (mut expired, mut odd, mut late) = (0, 0, 0);
@@ -336,9 +385,55 @@ fn client_that_is_frozen() {
         tell("QUERIES", &queries.to_string());
         tell("ODD", &odd.to_string());
         tell("LATE", &late.to_string());
+        let code = kept.end.map_or(Code::Ok, |end| end.code);
+        tell("KEPT-CODE", &(code as i32).to_string());
         tell("EXPIRED", &expired.to_string());
         tell("FAILED-AFTER", &failed.to_string());
         tell("FIRST-AFTER-MS", &first.to_string());
+    });
+}
+
+/// I3, the control: a plain interval of tokio's makes up for every tick that it has missed.
+#[test]
+fn i3_control_a_naive_timer_makes_up_for_what_it_missed() {
+    alone(async {
+        let mut client = Client::start("i::client_with_a_naive_timer", "tick", &[]);
+        client.told("RUNNING");
+        client.freeze();
+        timer::pause(Duration::from_secs(2)).await;
+        client.thaw();
+        let took: u32 = client.told("TOOK-MS").parse().expect("a number");
+        client.ended();
+        println!("ten ticks in {took} ms");
+        assert!(took < 500, "{took} ms");
+    });
+}
+
+/// The client of that test.
+#[test]
+fn client_with_a_naive_timer() {
+    if task().is_none() {
+        return;
+    }
+    alone(async {
+        let mut ticks = tokio::time::interval(Duration::from_millis(100));
+        ticks.tick().await;
+        // Before it is told: it may be frozen at once.
+        let mut last = Instant::now();
+        tell("RUNNING", "now");
+        loop {
+            ticks.tick().await;
+            if last.elapsed() > Duration::from_secs(1) {
+                break;
+            }
+            last = Instant::now();
+        }
+        // They are a tenth of a second apart, but for those that are late.
+        let late = Instant::now();
+        for _ in 0..10 {
+            ticks.tick().await;
+        }
+        tell("TOOK-MS", &late.elapsed().as_millis().to_string());
     });
 }
 
@@ -346,39 +441,64 @@ fn client_that_is_frozen() {
 #[test]
 fn i4_a_starved_client() {
     alone(async {
-        let script = stream(|_| Step::reply(b""));
-        let script = Script {
-            stream: script,
-            ..Script::default()
-        };
-        let servers = [
-            FrameServer::start(script.clone()).await,
-            FrameServer::start(script.clone()).await,
-            FrameServer::start(script).await,
-        ];
-        let task = list(&servers.each_ref().map(FrameServer::address));
-        let mut client = Client::start("i::client_that_is_starved", &task, &[]);
-        client.told("RUNNING");
-        client.starve(size::of(Duration::from_secs(3), Duration::from_secs(10)));
-        // It is told by the time, and not by us: its own clock goes on.
-        let failed = client.told("FAILED-AFTER");
-        client.ended();
-        for server in &servers {
-            let connections = server.connections();
-            figure("connections per server", connections as f64, "");
-            assert!(connections <= 2, "{connections} connections");
-        }
-        assert_eq!(failed, "0");
+        let time = size::of(Duration::from_secs(3), Duration::from_secs(10));
+        let gaps = starved(time, Client::starve).await;
+        // Twenty a second: the fault was there.
+        let least = 10 * time.as_secs() as u32;
+        assert!(gaps >= least, "only {gaps} gaps");
     });
 }
 
-/// The client of that test.
+/// I4, the control: the same client with all of its processor sees no such gaps.
+#[test]
+fn i4_control_left_alone_it_runs_without_gaps() {
+    alone(async {
+        let gaps = starved(Duration::from_secs(1), |_, _| {}).await;
+        assert!(gaps <= 5, "{gaps} gaps");
+    });
+}
+
+/// How often a client did not run for 30 ms and more while it was treated so, for so long. It was well then.
+async fn starved(time: Duration, treat: impl Fn(&Client, Duration)) -> u32 {
+    let script = stream(|_| Step::reply(b""));
+    let script = Script {
+        stream: script,
+        ..Script::default()
+    };
+    let servers = [
+        FrameServer::start(script.clone()).await,
+        FrameServer::start(script.clone()).await,
+        FrameServer::start(script).await,
+    ];
+    let task = list(&servers.each_ref().map(FrameServer::address));
+    // Longer than it is starved, and a second.
+    let window = time + Duration::from_secs(1);
+    let task = format!("{task} {}", window.as_millis());
+    let mut client = Client::start("i::client_that_is_starved", &task, &[]);
+    client.told("RUNNING");
+    treat(&client, time);
+    // It is told by the time, and not by us: its own clock goes on.
+    let gaps = client.told("GAPS").parse().expect("a number");
+    let failed = client.told("FAILED-AFTER");
+    client.ended();
+    for server in &servers {
+        let connections = server.connections();
+        figure("connections per server", connections as f64, "");
+        assert!(connections <= 2, "{connections} connections");
+    }
+    assert_eq!(failed, "0");
+    gaps
+}
+
+/// The client of these tests.
 #[test]
 fn client_that_is_starved() {
-    let Some(list) = task() else { return };
+    let Some(task) = task() else { return };
+    let (list, window) = task.split_once(' ').expect("the parent writes both");
+    let (list, window) = (addresses(list), window.parse().expect("a number"));
     alone(async move {
         let second = Duration::from_secs(1);
-        let channel = crate::reference(&addresses(&list)).keepalive(second, second);
+        let channel = crate::reference(&list).keepalive(second, second);
         let channel = channel.connect().await.expect("they run");
         let load = Load {
             rate: 50,
@@ -386,9 +506,13 @@ fn client_that_is_starved() {
         };
         let running = load.run_until_stopped(&channel);
         tell("RUNNING", "now");
-        // Longer than it is starved, and a second.
-        let window = size::of(Duration::from_secs(4), Duration::from_secs(11));
-        timer::until(Instant::now() + window).await;
+        let (begin, mut gaps) = (Instant::now(), 0);
+        while begin.elapsed() < Duration::from_millis(window) {
+            let last = Instant::now();
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            gaps += u32::from(last.elapsed() >= Duration::from_millis(30));
+        }
+        tell("GAPS", &gaps.to_string());
         let starved = running.stop().await;
         let verdict = audit(&starved, &[]);
         println!("{verdict}");

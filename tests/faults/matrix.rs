@@ -91,12 +91,15 @@ rows! {
         lacks: None,
     };
     n2: "a server is killed under load",
-        "only calls in flight there fail, all UNAVAILABLE, none runs twice; no pick of it after 50 ms" =>
+        "only calls in flight there fail, all UNAVAILABLE, none runs twice; no pick of it after 50 ms; with retries none fails" =>
     State::Tests {
-        by: &["n::n2_killed_under_load"],
+        by: &[
+            "n::n2_killed_under_load",
+            "n::repeated::n2_a_kill_goes_unnoticed_where_calls_may_run_twice",
+        ],
         long: &[],
         against: &["n::n2_control_tonic_keeps_failing_after_a_kill"],
-        lacks: Some("retries in this row: h7 and g1 have them"),
+        lacks: None,
     };
     n3: "a server is frozen, its TCP alive, for 8 s",
         "READY left within 2.5 s; round robin: at most 1,700 of 10,000 fail, policies by load: at most 50; READY again within 3 s, a quarter of the calls within 5 s" =>
@@ -118,7 +121,7 @@ rows! {
             "n::connecting::n4_two_black_holes_before_the_first_that_answers",
         ],
         long: &[],
-        against: &[],
+        against: &["n::connecting::n4_control_one_address_after_the_other_ends_in_the_first"],
         lacks: None,
     };
     n5: "packets to and from a server vanish for 5 s",
@@ -130,7 +133,7 @@ rows! {
             "n::namespaces::n5_dropped_by_the_kernel",
         ],
         long: &[],
-        against: &[],
+        against: &["n::silent::n5_control_tonic_goes_on_into_a_silent_wire"],
         lacks: None,
     };
     n6: "the network has forgotten a flow, new ones work",
@@ -146,12 +149,15 @@ rows! {
         lacks: None,
     };
     n7: "a connection is reset in mid-call",
-        "calls in flight end within 20 ms, UNAVAILABLE and nothing else; connected again within 300 ms" =>
+        "calls in flight end within 20 ms, UNAVAILABLE and nothing else; connected again within 300 ms; with retries none fails" =>
     State::Tests {
-        by: &["n::n7_reset_in_mid_call"],
+        by: &[
+            "n::n7_reset_in_mid_call",
+            "n::repeated::n7_a_reset_goes_unnoticed_where_calls_may_run_twice",
+        ],
         long: &[],
         against: &["n::n7_control_tonic_does_not_say_unavailable"],
-        lacks: Some("retries in this row: h7 and g1 have them"),
+        lacks: None,
     };
     n8: "every connect fails at once on our own side",
         "below 2 % of a core; at most 10 connects an address in 60 s; calls end within 20 ms UNAVAILABLE and name address and error" =>
@@ -172,7 +178,7 @@ rows! {
             "n::far::n13_a_far_server_under_peak_ewma",
             "n::far::n13_a_far_server_under_adaptive",
         ],
-        against: &[],
+        against: &["n::far::n13_control_in_turns_a_far_server_keeps_its_third"],
         lacks: None,
     };
     n14: "a link goes and comes 20 times",
@@ -180,7 +186,7 @@ rows! {
     State::Tests {
         by: &[],
         long: &["n::far::n14_a_link_that_flaps"],
-        against: &[],
+        against: &["n::far::n14_control_calls_on_that_link_alone_wait_for_it"],
         lacks: None,
     };
     n17: "one address for many servers, and a new server behind it",
@@ -288,7 +294,7 @@ rows! {
     State::Tests {
         by: &["b::limits::b12_the_limit_falls_to_none"],
         long: &[],
-        against: &[],
+        against: &["b::limits::b12_control_tonic_queues_behind_a_limit_of_none"],
         lacks: None,
     };
     b13: "a server gives no room for uploads",
@@ -296,7 +302,7 @@ rows! {
     State::Tests {
         by: &["b::limits::b13_no_room_for_an_upload"],
         long: &[],
-        against: &[],
+        against: &["b::limits::b13_control_with_room_the_upload_gets_through"],
         lacks: None,
     };
     b15: "header lists of 1 MiB, 10,000 headers, CONTINUATION floods",
@@ -304,7 +310,7 @@ rows! {
     State::Tests {
         by: &[],
         long: &["b::floods::b15_header_floods"],
-        against: &[],
+        against: &["b::floods::b15_control_without_limits_the_flood_is_kept"],
         lacks: None,
     };
     b16: "answers that are not gRPC, or not HTTP/2",
@@ -337,7 +343,7 @@ rows! {
     State::Tests {
         by: &["b::limits::b19_so_many_calls_per_connection"],
         long: &[],
-        against: &[],
+        against: &["b::limits::b19_control_tonic_fails_calls_at_each_goaway"],
         lacks: None,
     };
     b20: "connections live for a second, for a minute",
@@ -345,7 +351,7 @@ rows! {
     State::Tests {
         by: &[],
         long: &["b::limits::b20_connections_that_may_not_grow_old"],
-        against: &[],
+        against: &["b::limits::b20_control_without_an_age_no_connection_ends"],
         lacks: None,
     };
     c1: "one server has an expired certificate",
@@ -353,7 +359,7 @@ rows! {
     State::Tests {
         by: &[],
         long: &["c::c1_expired_certificate"],
-        against: &[],
+        against: &["c::c1_control_whoever_does_not_look_is_served"],
         lacks: None,
     };
     c2: "the address is another service's now, same CA",
@@ -364,7 +370,7 @@ rows! {
             "c::moved::c2_an_ip_that_moves_between_namespaces",
         ],
         long: &[],
-        against: &[],
+        against: &["c::c2_control_a_naive_client_calls_the_wrong_service"],
         lacks: None,
     };
     c3: "the same without TLS: the list names another identity at the address",
@@ -383,7 +389,7 @@ rows! {
             "c::c4_tls_on_one_side_only",
             "c::c4_http_1_answers_to_plaintext",
         ],
-        against: &[],
+        against: &["c::naive::c4_control_tonic_connects_and_does_not_say_why_it_fails"],
         lacks: None,
     };
     c5: "the TLS handshake stalls",
@@ -391,7 +397,7 @@ rows! {
     State::Tests {
         by: &[],
         long: &["c::c5_stalled_handshake"],
-        against: &[],
+        against: &["c::naive::c5_control_a_handshake_has_no_end_of_its_own"],
         lacks: None,
     };
     c6: "ALPN chooses something else or nothing",
@@ -399,7 +405,7 @@ rows! {
     State::Tests {
         by: &[],
         long: &["c::c6_alpn"],
-        against: &[],
+        against: &["c::naive::c6_control_without_alpn_they_all_speak_http_2"],
         lacks: None,
     };
     c8: "our certificate is refused after the handshake",
@@ -407,7 +413,7 @@ rows! {
     State::Tests {
         by: &[],
         long: &["c::c8_client_certificate_refused_late"],
-        against: &[],
+        against: &["c::c8_control_with_a_certificate_it_serves"],
         lacks: None,
     };
     c9: "a resolver names a server the user did not mean",
@@ -415,7 +421,7 @@ rows! {
     State::Tests {
         by: &[],
         long: &["c::c9_a_resolver_cannot_choose_the_name"],
-        against: &[],
+        against: &["c::c9_control_the_user_can_choose_the_name"],
         lacks: None,
     };
     d1: "the resolver errs for 60 s after a good answer",
@@ -655,7 +661,7 @@ rows! {
             "g::ejection::g6_application_errors_eject_nobody",
         ],
         long: &[],
-        against: &[],
+        against: &["g::ejection::g6_control_where_they_are_the_servers_fault_they_eject"],
         lacks: None,
     };
     g7: "health watches that say no, hang, flap, or are unknown",
@@ -683,7 +689,7 @@ rows! {
             "g::health::g8_all_say_no_and_are_believed_by_default",
         ],
         long: &[],
-        against: &[],
+        against: &["g::health::g8_control_one_alone_that_says_no_is_not_used"],
         lacks: None,
     };
     g9: "a new server takes 500 ms to become ready",
@@ -781,7 +787,7 @@ rows! {
             "h::retries::h4_nothing_is_tried_again_after_the_head",
         ],
         long: &[],
-        against: &[],
+        against: &["h::retries::h4_control_without_a_head_it_is_tried_again"],
         lacks: None,
     };
     h5: "pushback in all its forms",
@@ -791,7 +797,7 @@ rows! {
             "h::retries::h5_pushback_is_kept_to",
         ],
         long: &[],
-        against: &[],
+        against: &["h::retries::h5_control_without_a_word_it_is_the_policys_wait"],
         lacks: None,
     };
     h6: "a request larger than the retry buffer",
@@ -799,10 +805,13 @@ rows! {
     State::Tests {
         by: &[
             "h::retries::h6_a_request_is_sent_again_whole_or_not_at_all",
+            "h::memory::h6_of_a_large_request_little_is_kept",
+            "h::memory::h6_of_many_requests_the_channel_keeps_no_more_than_it_may",
         ],
         long: &[],
         against: &[
             "h::retries::h6_control_without_retries_a_small_request_fails",
+            "h::memory::h6_control_whoever_keeps_whole_requests_grows_by_them",
         ],
         lacks: None,
     };
@@ -828,14 +837,14 @@ rows! {
             "h::hedging::h8_a_call_that_may_not_be_hedged_ends_with_its_first_failure",
         ],
         long: &[],
-        against: &[],
+        against: &["h::hedging::h8_control_with_budget_left_the_copy_is_the_answer"],
         lacks: None,
     };
     h9: "cancel and deadline race retries and hedges",
         "every call ends once, in 1,000,000 orders" =>
     State::Unit { file: "tests/schedules.rs", test: "h9_a_call_ends_once_in_every_order_of_events" };
     h10: "the deadline passes in each phase of a call",
-        "DEADLINE_EXCEEDED within 20 ms of it in every phase" =>
+        "DEADLINE_EXCEEDED within 20 ms of it in every phase; at once with its last failure where no further attempt fits before it" =>
     State::Tests {
         by: &[
             "h10::h10_while_resolving",
@@ -848,6 +857,10 @@ rows! {
             "h10::h10_in_the_middle_of_the_request",
             "h10::h10_a_server_that_ends_it_first",
             "h10::h10_after_a_head_that_is_not_the_end",
+            "h10::between::h10_while_the_next_copy_is_due_later",
+            "h10::between::h10_in_an_attempt_after_a_pause",
+            "h10::between::h10_while_the_next_attempt_waits_for_ready",
+            "h10::between::h10_between_attempts_that_come_too_late_it_ends_at_once",
         ],
         long: &[],
         against: &[
@@ -856,7 +869,7 @@ rows! {
             "h::h10_control_tonic_calls_an_expired_deadline_cancelled",
             "h10::h10_control_a_server_may_cancel_in_time",
         ],
-        lacks: Some("the phase between attempts"),
+        lacks: None,
     };
     h11: "deadlines of nothing and of ages",
         "nothing sent; at most 8 digits, never more than is left" =>
@@ -874,7 +887,7 @@ rows! {
     State::Tests {
         by: &["h::retries::h12_h14_each_attempt_has_its_own_headers"],
         long: &[],
-        against: &[],
+        against: &["h::retries::h12_control_a_retry_around_tonic_sends_the_same_time_again"],
         lacks: None,
     };
     h13: "a server ends every connection as soon as it is there",
@@ -893,7 +906,7 @@ rows! {
     State::Tests {
         by: &["h15::h15_one_more_than_may_wait"],
         long: &[],
-        against: &[],
+        against: &["h15::h15_control_tonic_keeps_any_number_waiting"],
         lacks: None,
     };
     h16: "a call dropped at every poll",
@@ -943,7 +956,7 @@ rows! {
             "i::i1_by_libfaketime",
             "i::i1_no_wall_clock_is_read",
         ],
-        against: &[],
+        against: &["i::i1_control_the_clock_is_wrong_only_where_it_is_made_so"],
         lacks: None,
     };
     i2: "the monotonic clock is thirty years old",
@@ -951,7 +964,7 @@ rows! {
     State::Tests {
         by: &[],
         long: &["i::i2_a_late_monotonic_clock"],
-        against: &[],
+        against: &["i::i2_control_the_clock_is_young_elsewhere"],
         lacks: None,
     };
     i3: "the client is frozen for 30 s",
@@ -959,7 +972,7 @@ rows! {
     State::Tests {
         by: &[],
         long: &["i::i3_a_frozen_client_goes_on"],
-        against: &[],
+        against: &["i::i3_control_a_naive_timer_makes_up_for_what_it_missed"],
         lacks: None,
     };
     i4: "the client has a twentieth of a processor",
@@ -967,7 +980,7 @@ rows! {
     State::Tests {
         by: &[],
         long: &["i::i4_a_starved_client"],
-        against: &[],
+        against: &["i::i4_control_left_alone_it_runs_without_gaps"],
         lacks: None,
     };
 }

@@ -3,6 +3,7 @@
 mod connecting;
 mod far;
 mod namespaces;
+mod repeated;
 mod shared;
 mod silent;
 

@@ -5,11 +5,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use equipoise::Override;
+use tokio::net::TcpStream;
 use tonic::service::interceptor::InterceptedService;
 use tonic::{Code, Request, Status};
 
 use crate::frames::{END_HEADERS, FrameServer, Script, Step, block, kind, stream};
-use crate::rig::clean::{Footprint, alone};
+use crate::rig::clean::{Footprint, alone, forget_peak, memory};
 use crate::rig::greeter::proto::HelloRequest;
 use crate::rig::greeter::proto::greeter_client::GreeterClient;
 use crate::rig::ledger::audit;
@@ -86,16 +87,6 @@ async fn flooding(flood: Vec<Step>) -> FrameServer {
     .await
 }
 
-/// A figure of this process, in KiB.
-fn memory(what: &str) -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").expect("linux has it");
-    let line = status.lines().find_map(|line| line.strip_prefix(what));
-    let figure = line.and_then(|line| line.split_whitespace().next());
-    figure
-        .and_then(|figure| figure.parse().ok())
-        .expect("a figure")
-}
-
 /// B15: the flooded call fails and says so, those beside it do not, and nothing grows. The controls: each server answers
 /// its other calls as it should.
 #[test]
@@ -134,8 +125,7 @@ fn b15_header_floods() {
                 let mut client = GreeterClient::new(channel.clone());
                 let well = client.say_hello(there()).await;
                 well.expect("the first call of a connection is well");
-                // Sets the peak back to what is used now.
-                std::fs::write("/proc/self/clear_refs", "5").expect("one's own can be written");
+                forget_peak();
                 let start = memory("VmRSS:");
                 let (told, calls) = tokio::join!(client.say_hello(there()), load.run(&beside));
                 grown = grown.min(memory("VmHWM:").saturating_sub(start));
@@ -163,5 +153,39 @@ fn b15_header_floods() {
         let channel = all_ready(&[good[0].address()]).await;
         drop(good);
         clean(channel, &before).await;
+    });
+}
+
+/// B15, the control: a client without limits takes in all that it is sent.
+#[test]
+fn b15_control_without_limits_the_flood_is_kept() {
+    alone(async {
+        let floods = floods().into_iter();
+        let mut endless = floods.filter(|flood| flood.0 == "a value without end");
+        let (_, flood, _) = endless.next().expect("it is one of them");
+        let bad = flooding(flood).await;
+        let socket = TcpStream::connect(bad.address()).await;
+        let (mut sender, connection) = h2::client::Builder::new()
+            .max_header_list_size(u32::MAX)
+            .handshake::<_, Bytes>(socket.expect("it listens"))
+            .await
+            .expect("the preface is written");
+        let connection = tokio::spawn(connection);
+        let mut call = || {
+            let request = http::Request::post("http://a/b").body(());
+            let request = request.expect("a request");
+            let (response, _) = sender.send_request(request, true).expect("it is open");
+            response
+        };
+        call().await.expect("the first call is well");
+        forget_peak();
+        let start = memory("VmRSS:");
+        let flooded = call();
+        until("it grows by what we would never take", || {
+            memory("VmHWM:").saturating_sub(start) > 4 * MEMORY
+        })
+        .await;
+        connection.abort();
+        flooded.await.expect_err("it has no end");
     });
 }

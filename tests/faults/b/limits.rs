@@ -15,9 +15,10 @@ use crate::rig::greeter::proto::HelloRequest;
 use crate::rig::greeter::proto::greeter_client::GreeterClient;
 use crate::rig::ledger::audit;
 use crate::rig::load::Load;
+use crate::rig::rivals::tonic_balance;
 use crate::size::{self, figure};
 use crate::wire::{Processed, executions};
-use crate::{all_ready, clean, report, status};
+use crate::{PATIENCE, all_ready, clean, failed_from, report, status};
 
 const WORK: Duration = Duration::from_millis(1);
 
@@ -91,6 +92,36 @@ fn b12_the_limit_falls_to_none() {
     });
 }
 
+/// B12, the control: tonic goes on handing calls to a connection that takes none.
+#[test]
+fn b12_control_tonic_queues_behind_a_limit_of_none() {
+    alone(async {
+        let fleet = Fleet::of(Options::three(WORK)[..2].to_vec());
+        let limited = FrameServer::start(Script::default()).await;
+        let addresses = [&fleet.addresses()[..], &[limited.address()]].concat();
+        let client = tonic_balance(&addresses);
+        // It connects with its first call.
+        let first = Load {
+            first: 1_000_000,
+            ..Load::of(100)
+        };
+        assert_eq!(failed_from(&first.run(&client).await, 0), 0);
+        let peer = limited.peer(0).await;
+        peer.settings(Some(0));
+        // The SETTINGS were read: an answer to a ping comes after that to them.
+        peer.play(1, Vec::new()).await;
+        let load = Load {
+            deadline: Duration::from_millis(300),
+            ..Load::of(size::calls(600))
+        };
+        let calls = load.run(&client).await;
+        let verdict = fleet.ledger.audit(&calls);
+        println!("{verdict}");
+        // About a third.
+        assert!(verdict.failed as u64 > load.calls / 5, "{verdict}");
+    });
+}
+
 /// B13: a server never gives back the room for uploads. The call that fills it runs out of time, and no other is hit.
 #[test]
 fn b13_no_room_for_an_upload() {
@@ -146,6 +177,57 @@ fn b13_no_room_for_an_upload() {
     });
 }
 
+/// B13, the control: where there is room the same upload gets through.
+#[test]
+fn b13_control_with_room_the_upload_gets_through() {
+    alone(async {
+        let open = FrameServer::start(Script::default()).await;
+        let channel = all_ready(&[open.address()]).await;
+        let mut request = Request::new(HelloRequest {
+            payload: vec![0; 8 << 20],
+            ..Default::default()
+        });
+        request.set_timeout(PATIENCE);
+        let answer = GreeterClient::new(channel).say_hello(request).await;
+        answer.expect("it is sent, and answered");
+    });
+}
+
+/// A server that ends each connection after so many calls, with GOAWAY.
+async fn brief(each: usize) -> FrameServer {
+    let script = stream(move |call| {
+        let mut steps = Step::reply(b"");
+        if call.nth + 1 == each {
+            steps.push(Step::GoAway(call.id, code::NO_ERROR, b""));
+        }
+        match call.nth < each {
+            true => steps,
+            false => Vec::new(),
+        }
+    });
+    FrameServer::start(Script {
+        stream: script,
+        ..Script::default()
+    })
+    .await
+}
+
+/// B19, the control: with tonic some calls fail at each of those ends.
+#[test]
+fn b19_control_tonic_fails_calls_at_each_goaway() {
+    alone(async {
+        let server = brief(200).await;
+        let client = tonic_balance(&[server.address()]);
+        // Some are under way at any time.
+        let load = Load::of(size::calls(2_100));
+        let calls = load.run_closed(&client, 16).await;
+        let verdict = audit(&calls, &[]);
+        println!("{verdict}");
+        assert!(server.connections() >= 5, "{}", server.connections());
+        assert!(verdict.failed >= 5, "{verdict}");
+    });
+}
+
 /// B19: a server ends each connection after so many calls, with GOAWAY.
 #[test]
 fn b19_so_many_calls_per_connection() {
@@ -153,21 +235,7 @@ fn b19_so_many_calls_per_connection() {
         // More than the hundred calls that make a connection no short-lived one.
         let each = size::of(200, 1_000);
         let before = Footprint::take();
-        let script = stream(move |call| {
-            let mut steps = Step::reply(b"");
-            if call.nth + 1 == each {
-                steps.push(Step::GoAway(call.id, code::NO_ERROR, b""));
-            }
-            match call.nth < each {
-                true => steps,
-                false => Vec::new(),
-            }
-        });
-        let server = FrameServer::start(Script {
-            stream: script,
-            ..Script::default()
-        })
-        .await;
+        let server = brief(each).await;
         let channel = all_ready(&[server.address()]).await;
         let load = Load::of(size::calls(2_100));
         let calls = load.run(&channel).await;
@@ -196,27 +264,38 @@ fn b19_so_many_calls_per_connection() {
 fn b20_connections_that_may_not_grow_old() {
     alone(async {
         let age = size::of(Duration::from_millis(300), Duration::from_secs(1));
-        let before = Footprint::take();
-        let options = Options::three(WORK).map(|options| Options {
-            max_connection_age: Some(age),
-            ..options
-        });
-        let fleet = Fleet::of(options.into());
-        let channel = all_ready(&fleet.addresses()).await;
         let load = Load {
             rate: size::of(700, 2_000),
             ..Load::of(size::of(1_400, 120_000))
         };
-        let verdict = fleet.ledger.audit(&load.run(&channel).await);
-        println!("{verdict}");
-        verdict.assert_unnoticed();
-        // The fault was there.
-        let ended = channel
-            .endpoints()
-            .into_iter()
-            .filter(|e| e.last_error.is_some());
-        assert!(ended.count() > 0, "no connection was ended");
-        drop(fleet);
-        clean(channel, &before).await;
+        let ended = ended_by_age(Some(age), load).await;
+        assert!(ended > 0, "no connection was ended");
     });
+}
+
+/// B20, the control: without an age none is ended.
+#[test]
+fn b20_control_without_an_age_no_connection_ends() {
+    alone(async {
+        assert_eq!(ended_by_age(None, Load::of(800)).await, 0);
+    });
+}
+
+/// On how many of three servers a connection was ended while nobody noticed.
+async fn ended_by_age(age: Option<Duration>, load: Load) -> usize {
+    let before = Footprint::take();
+    let options = Options::three(WORK).map(|options| Options {
+        max_connection_age: age,
+        ..options
+    });
+    let fleet = Fleet::of(options.into());
+    let channel = all_ready(&fleet.addresses()).await;
+    let verdict = fleet.ledger.audit(&load.run(&channel).await);
+    println!("{verdict}");
+    verdict.assert_unnoticed();
+    let endpoints = channel.endpoints().into_iter();
+    let ended = endpoints.filter(|e| e.last_error.is_some()).count();
+    drop(fleet);
+    clean(channel, &before).await;
+    ended
 }

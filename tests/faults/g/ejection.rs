@@ -161,7 +161,7 @@ fn g3_the_only_one_is_never_ejected() {
     });
 }
 
-/// G6: answers about the request say nothing of the server, and whoever knows better says so.
+/// G6: answers about the request say nothing of the server.
 #[test]
 fn g6_application_errors_eject_nobody() {
     alone(async {
@@ -173,9 +173,18 @@ fn g6_application_errors_eject_nobody() {
             assert_eq!(ran.verdict.code(code), on_b1, "{}", ran.verdict);
             let third = ran.verdict.calls / 3;
             assert!(on_b1.abs_diff(third) <= 11, "a third: {}", ran.verdict);
+        }
+    });
+}
 
-            // The control: the same servers for a service that means it.
-            let strict = usual.with(StatusCode::new(code as u8), Blame::Server);
+/// The control: the same answers of the same servers, for a service that says they are the server's fault.
+#[test]
+fn g6_control_where_they_are_the_servers_fault_they_eject() {
+    alone(async {
+        for code in [Code::NotFound, Code::InvalidArgument] {
+            let strict = Classifier::default();
+            let strict = strict.with(StatusCode::new(code as u8), Blame::Server);
+            let panic = Panic::default();
             let ran = run(fleet(3, 1, code), detection(), panic, strict).await;
             assert!(ejected(&ran.sights, 0).is_some(), "{code:?}");
             assert!(ran.verdict.server("b1") <= 50, "{}", ran.verdict);

@@ -275,18 +275,19 @@ fn g7_flapping_is_damped() {
     });
 }
 
-/// Everybody says NOT_SERVING and would answer.
-async fn all_say_no(panic: Panic, used: bool) {
+/// The first so many say NOT_SERVING, and would answer. By `used`, each has its calls all the same; else they go to the
+/// others, and fail where there are none.
+async fn say_no(noes: usize, panic: Panic, used: bool) {
     let before = Footprint::take();
     let mut fleet = fleet(Some(Word::Serving));
     let addresses = fleet.addresses();
     let channel = ready(asking(&fleet).panic(panic)).await;
-    for server in 0..3 {
+    for server in 0..noes {
         fleet.tell(server, |options| options.health = Some(Word::NotServing));
     }
-    until("all are heard", || {
-        let mut all = addresses.iter();
-        all.all(|&a| !status(&channel, a).health.is_serving())
+    until("they are heard", || {
+        let mut noes = addresses[..noes].iter();
+        noes.all(|&a| !status(&channel, a).health.is_serving())
     })
     .await;
     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -300,6 +301,11 @@ async fn all_say_no(panic: Panic, used: bool) {
         verdict.assert_unnoticed();
         for server in ["b1", "b2", "b3"] {
             assert!(on(server, &executions, &(begin..now())) >= 150, "{verdict}");
+        }
+    } else if noes < 3 {
+        verdict.assert_unnoticed();
+        for server in &["b1", "b2", "b3"][..noes] {
+            assert_eq!(verdict.server(server), 0, "{verdict}");
         }
     } else {
         assert_eq!(verdict.executed, [500, 0, 0], "{verdict}");
@@ -316,11 +322,17 @@ async fn all_say_no(panic: Panic, used: bool) {
 /// G8: by option those who all say no are used all the same.
 #[test]
 fn g8_all_say_no_and_are_used_by_option() {
-    alone(all_say_no(Panic::default().over_not_serving(true), true));
+    alone(say_no(3, Panic::default().over_not_serving(true), true));
 }
 
-/// Its control, and the default: who says no means it.
+/// By default who says no means it.
 #[test]
 fn g8_all_say_no_and_are_believed_by_default() {
-    alone(all_say_no(Panic::default(), false));
+    alone(say_no(3, Panic::default(), false));
+}
+
+/// The control: one that says no, with the same option, is believed. It was the panic that used them.
+#[test]
+fn g8_control_one_alone_that_says_no_is_not_used() {
+    alone(say_no(1, Panic::default().over_not_serving(true), false));
 }

@@ -1,23 +1,31 @@
 //! H1, H3 to H6, H12 and H14: calls that are tried again, and calls that must not be.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use equipoise::retry::{RetryBudget, RetryPolicy};
 use equipoise::{Builder, Channel, MethodConfig};
+use futures_util::future::BoxFuture;
+use http_body_util::BodyExt;
+use tokio::sync::mpsc;
+use tonic::body::Body;
 use tonic::{Code, Request, Status};
+use tower::{Service, ServiceExt};
 
 use crate::Fleet;
 use crate::balanced::{PATIENCE, clean, over, ready, report};
 use crate::frames::{FrameServer, Script, Step, code, stream};
 use crate::h::sized;
 use crate::rig::clean::{Footprint, alone};
-use crate::rig::greeter::Options;
 use crate::rig::greeter::proto::HelloRequest;
 use crate::rig::greeter::proto::greeter_client::GreeterClient;
+use crate::rig::greeter::{Options, tonic_endpoint};
 use crate::rig::ledger::Verdict;
-use crate::rig::load::Load;
+use crate::rig::load::{self, Load};
+use crate::rig::{now, timer};
 
 const MS: Duration = Duration::from_millis(1);
 pub(super) const SERVICE: &str = "equipoise.demo.v1.Greeter";
@@ -150,11 +158,27 @@ fn h3_a_call_that_is_not_idempotent_is_executed_once_at_most() {
     });
 }
 
+/// How many attempts a call makes that fails so each time, whatever the code.
+async fn attempts_at(steps: impl Fn() -> Vec<Step> + Send + Sync + 'static) -> usize {
+    let (server, attempts) = scripted(move |_| steps()).await;
+    let codes = [Code::Unavailable, Code::Internal, Code::Unknown];
+    let codes = codes.map(|code| equipoise::StatusCode::new(code as u8));
+    let policy = RetryPolicy::default()
+        .with_codes(codes)
+        .with_backoff(MS, MS);
+    let config = MethodConfig::default().with_retry(policy);
+    let channel = ready(repeated(over(&[server.address()]), config)).await;
+    let ended = hello(&channel).await;
+    println!("{ended:?}");
+    assert!(ended.is_err());
+    attempts.load(Ordering::Relaxed)
+}
+
 /// H4: once there is a head the call is this attempt, whatever becomes of it.
 #[test]
 fn h4_nothing_is_tried_again_after_the_head() {
     alone(async {
-        let ways: [fn() -> Vec<Step>; 4] = [
+        let ways: [fn() -> Vec<Step>; 3] = [
             || vec![Step::UntilEnd, Step::Headers, Step::Trailers(14)],
             || {
                 let reset = Step::Reset(code::INTERNAL_ERROR);
@@ -168,72 +192,85 @@ fn h4_nothing_is_tried_again_after_the_head() {
                     Step::Kill,
                 ]
             },
-            // The control: without a head it is tried again.
-            || vec![Step::UntilEnd, Step::TrailersOnly(14)],
         ];
         for (way, steps) in ways.into_iter().enumerate() {
-            let (server, attempts) = scripted(move |_| steps()).await;
-            let codes = [Code::Unavailable, Code::Internal, Code::Unknown];
-            let codes = codes.map(|code| equipoise::StatusCode::new(code as u8));
-            let policy = RetryPolicy::default()
-                .with_codes(codes)
-                .with_backoff(MS, MS);
-            let config = MethodConfig::default().with_retry(policy);
-            let channel = ready(repeated(over(&[server.address()]), config)).await;
-            let ended = hello(&channel).await;
-            assert!(ended.is_err(), "{way}");
-            let expected = if way == 3 { 3 } else { 1 };
-            assert_eq!(
-                attempts.load(Ordering::Relaxed),
-                expected,
-                "{way}: {ended:?}"
-            );
+            assert_eq!(attempts_at(steps).await, 1, "{way}");
         }
     });
 }
+
+/// H4, the control: the same failures without a head before them are tried again.
+#[test]
+fn h4_control_without_a_head_it_is_tried_again() {
+    alone(async {
+        let ways: [fn() -> Vec<Step>; 3] = [
+            || vec![Step::UntilEnd, Step::TrailersOnly(14)],
+            || vec![Step::UntilEnd, Step::Reset(code::INTERNAL_ERROR)],
+            || vec![Step::UntilEnd, Step::Pause(20 * MS), Step::Kill],
+        ];
+        for (way, steps) in ways.into_iter().enumerate() {
+            // The second connection in a row that is lost is not made anew at once.
+            assert!(attempts_at(steps).await >= 2, "{way}");
+        }
+    });
+}
+
+/// The wait of the retries' policy here.
+const WAIT: Duration = Duration::from_millis(200);
+
+/// A call whose first attempt fails with these fields in its head, and whose second is answered; how it ended after how
+/// many attempts, and how long it took.
+async fn pushed_back(fields: crate::frames::Fields) -> (Code, usize, Duration) {
+    let (server, attempts) = scripted(move |nth| match nth {
+        0 => vec![Step::UntilEnd, Step::LastHead(200, fields)],
+        _ => Step::reply(b""),
+    })
+    .await;
+    let policy = RetryPolicy::default().with_backoff(WAIT, WAIT);
+    let config = MethodConfig::default().with_retry(policy);
+    let channel = ready(repeated(over(&[server.address()]), config)).await;
+    let begun = Instant::now();
+    let code = code_of(hello(&channel).await);
+    (code, attempts.load(Ordering::Relaxed), begun.elapsed())
+}
+
+const UNAVAILABLE: (&str, &str) = ("grpc-status", "14");
 
 /// H5: what the server says of the next attempt holds exactly.
 #[test]
 fn h5_pushback_is_kept_to() {
     alone(async {
-        const CASES: [(crate::frames::Fields, Option<u32>); 7] = [
+        const PUSHBACK: &str = "grpc-retry-pushback-ms";
+        const CASES: [(crate::frames::Fields, Option<u32>); 6] = [
             (&[(PUSHBACK, "0"), UNAVAILABLE], Some(0)),
             (&[(PUSHBACK, "500"), UNAVAILABLE], Some(500)),
             (&[(PUSHBACK, "-1"), UNAVAILABLE], None),
             (&[(PUSHBACK, "abc"), UNAVAILABLE], None),
             (&[(PUSHBACK, "2147483648"), UNAVAILABLE], None),
             (&[(PUSHBACK, "7"), (PUSHBACK, "7"), UNAVAILABLE], None),
-            // The control: without a word it is the policy's wait.
-            (&[UNAVAILABLE], Some(200)),
         ];
-        const PUSHBACK: &str = "grpc-retry-pushback-ms";
-        const UNAVAILABLE: (&str, &str) = ("grpc-status", "14");
         for (fields, wait) in CASES {
-            let (server, attempts) = scripted(move |nth| match nth {
-                0 => vec![Step::UntilEnd, Step::LastHead(200, fields)],
-                _ => Step::reply(b""),
-            })
-            .await;
-            let policy = RetryPolicy::default().with_backoff(200 * MS, 200 * MS);
-            let config = MethodConfig::default().with_retry(policy);
-            let channel = ready(repeated(over(&[server.address()]), config)).await;
-            let begun = Instant::now();
-            let code = code_of(hello(&channel).await);
-            let took = begun.elapsed();
-            let attempts = attempts.load(Ordering::Relaxed);
+            let (code, attempts, took) = pushed_back(fields).await;
             let Some(wait) = wait else {
                 assert_eq!((code, attempts), (Code::Unavailable, 1), "{fields:?}");
                 continue;
             };
             assert_eq!((code, attempts), (Code::Ok, 2), "{fields:?}");
-            // The policy's own wait may be a fifth shorter or longer.
-            let (least, slack) = match fields.len() {
-                1 => (wait * MS * 8 / 10, 90 * MS),
-                _ => (wait * MS, 10 * MS),
-            };
-            assert!(took >= least, "{fields:?}: {took:?}");
-            report("beyond the wait", took - least, slack);
+            assert!(took >= wait * MS, "{fields:?}: {took:?}");
+            report("beyond the wait", took - wait * MS, 10 * MS);
         }
+    });
+}
+
+/// H5, the control: without a word it is the policy's wait, a fifth shorter or longer.
+#[test]
+fn h5_control_without_a_word_it_is_the_policys_wait() {
+    alone(async {
+        let (code, attempts, took) = pushed_back(&[UNAVAILABLE]).await;
+        assert_eq!((code, attempts), (Code::Ok, 2));
+        let least = WAIT * 8 / 10;
+        assert!(took >= least, "{took:?}");
+        report("beyond the wait", took - least, WAIT * 4 / 10 + 10 * MS);
     });
 }
 
@@ -325,33 +362,60 @@ fn h6_control_without_retries_a_small_request_fails() {
     });
 }
 
+/// What a server read in the head of an attempt: `grpc-previous-rpc-attempts` and `grpc-timeout`, and when.
+struct Head {
+    at: Instant,
+    previous: Option<String>,
+    timeout: String,
+}
+
+/// A server that fails each call, and tells of their heads. It ends with its only connection.
+async fn reading() -> (SocketAddr, mpsc::UnboundedReceiver<Head>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
+    let listener = listener.expect("loopback has a free port");
+    let address = listener.local_addr().expect("it is bound");
+    let (seen, heads) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        let (socket, _) = listener.accept().await.expect("a connection");
+        let mut connection = h2::server::handshake(socket).await.expect("HTTP/2");
+        while let Some(Ok((request, mut respond))) = connection.accept().await {
+            let head = |name: &str| {
+                let value = request.headers().get(name)?;
+                Some(value.to_str().expect("text").to_owned())
+            };
+            let _ = seen.send(Head {
+                at: Instant::now(),
+                previous: head("grpc-previous-rpc-attempts"),
+                timeout: head("grpc-timeout").expect("the call has a deadline"),
+            });
+            let response = http::Response::builder()
+                .header("content-type", "application/grpc")
+                .header("grpc-status", "14")
+                .body(())
+                .expect("a response");
+            let _ = respond.send_response(response, true);
+        }
+    });
+    (address, heads)
+}
+
+/// What a `grpc-timeout` says.
+fn time_in(timeout: &str) -> Duration {
+    let (digits, unit) = timeout.split_at(timeout.len() - 1);
+    assert!(digits.len() <= 8, "{timeout}");
+    let count: u32 = digits.parse().expect("a number");
+    match unit {
+        "u" => count * Duration::from_micros(1),
+        "m" => count * MS,
+        other => panic!("{other} is coarser than it must be: {timeout}"),
+    }
+}
+
 /// H12 and H14, as a server reads them: a first attempt has no count, and each header is of the time that is left.
 #[test]
 fn h12_h14_each_attempt_has_its_own_headers() {
     alone(async {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
-        let listener = listener.expect("loopback has a free port");
-        let address = listener.local_addr().expect("it is bound");
-        let (seen, mut heads) = tokio::sync::mpsc::unbounded_channel();
-        let serving = tokio::spawn(async move {
-            let (socket, _) = listener.accept().await.expect("a connection");
-            let mut connection = h2::server::handshake(socket).await.expect("HTTP/2");
-            while let Some(Ok((request, mut respond))) = connection.accept().await {
-                let head = |name: &str| {
-                    let value = request.headers().get(name)?;
-                    Some(value.to_str().expect("text").to_owned())
-                };
-                let attempt = head("grpc-previous-rpc-attempts");
-                let timeout = head("grpc-timeout").expect("the call has a deadline");
-                let _ = seen.send((Instant::now(), attempt, timeout));
-                let response = http::Response::builder()
-                    .header("content-type", "application/grpc")
-                    .header("grpc-status", "14")
-                    .body(())
-                    .expect("a response");
-                let _ = respond.send_response(response, true);
-            }
-        });
+        let (address, mut heads) = reading().await;
         let policy = RetryPolicy::default()
             .with_max_attempts(4)
             .with_backoff(50 * MS, 50 * MS);
@@ -361,27 +425,72 @@ fn h12_h14_each_attempt_has_its_own_headers() {
         // Ten seconds.
         assert_eq!(code_of(hello(&channel).await), Code::Unavailable);
         for attempt in 0..4u32 {
-            let (at, previous, timeout) = heads.try_recv().expect("four attempts");
+            let head = heads.try_recv().expect("four attempts");
             let expected = (attempt > 0).then(|| attempt.to_string());
-            assert_eq!(previous, expected);
-            let (digits, unit) = timeout.split_at(timeout.len() - 1);
-            assert!(digits.len() <= 8, "{timeout}");
-            let count: u32 = digits.parse().expect("a number");
-            let left = match unit {
-                "u" => count * Duration::from_micros(1),
-                "m" => count * MS,
-                other => panic!("{other} is coarser than it must be: {timeout}"),
-            };
+            assert_eq!(head.previous, expected);
+            let left = time_in(&head.timeout);
             // It was written before it was seen.
-            let slack = Duration::from_secs(10).saturating_sub(at - begun);
+            let slack = Duration::from_secs(10).saturating_sub(head.at - begun);
             assert!(left + 500 * MS > slack, "{left:?} of {slack:?}");
             let waited = 40 * MS * attempt;
             assert!(
                 left + waited <= Duration::from_secs(10) + MS,
-                "{attempt}: {timeout}"
+                "{attempt}: {left:?}"
             );
         }
         assert!(heads.try_recv().is_err(), "no fifth");
-        serving.abort();
+    });
+}
+
+/// What tower's retry layer does around a channel: the request as it was, once more.
+#[derive(Clone)]
+struct Again(tonic::transport::Channel);
+
+impl Service<http::Request<Body>> for Again {
+    type Response = http::Response<Body>;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
+    type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.0.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let mut channel = self.0.clone();
+        Box::pin(async move {
+            let (head, body) = request.into_parts();
+            let body = body.collect().await?.to_bytes();
+            let mut attempts = 0;
+            loop {
+                let body = http_body_util::Full::new(body.clone());
+                let request = http::Request::from_parts(head.clone(), Body::new(body));
+                let response = channel.ready().await?.call(request).await?;
+                attempts += 1;
+                let status = response.headers().get("grpc-status");
+                if attempts == 4 || status.is_none_or(|status| status == "0") {
+                    return Ok(response);
+                }
+                timer::pause(50 * MS).await;
+            }
+        })
+    }
+}
+
+/// H12, the control: a retry around tonic's channel promises the whole time again, and does not say that it is one.
+#[test]
+fn h12_control_a_retry_around_tonic_sends_the_same_time_again() {
+    alone(async {
+        let (address, mut heads) = reading().await;
+        let client = Again(tonic_endpoint(address).connect_lazy());
+        let ended = load::call(client, HelloRequest::default(), 10_000 * MS, now()).await;
+        let end = ended.end.expect("it ended");
+        assert_eq!(end.code, Code::Unavailable, "{end:?}");
+        let first = heads.try_recv().expect("four attempts");
+        for _ in 1..4 {
+            let head = heads.try_recv().expect("four attempts");
+            assert_eq!((&head.timeout, head.previous), (&first.timeout, None));
+            let left = 10_000 * MS - (head.at - first.at);
+            assert!(time_in(&head.timeout) > left + MS, "{}", head.timeout);
+        }
     });
 }

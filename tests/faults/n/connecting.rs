@@ -96,11 +96,28 @@ fn n4_two_black_holes_before_the_first_that_answers() {
     });
 }
 
-/// The control: a naive client waits there for its whole time.
+/// What a naive client sees there: nothing, for its whole time.
 async fn swallows(hole: SocketAddr) {
     let connect = TcpStream::connect(hole);
     let ended = tokio::time::timeout(Duration::from_millis(300), connect).await;
     assert!(ended.is_err(), "it is no black hole: {ended:?}");
+}
+
+/// N4, the control: who dials one address after the other is still at the first when we have long been served.
+#[test]
+fn n4_control_one_address_after_the_other_ends_in_the_first() {
+    alone(async {
+        let fleet = Fleet::start(WORK);
+        let hole = holes::black_hole();
+        let addresses = [&[hole.address], &fleet.addresses()[..]].concat();
+        // tokio's own way with a list.
+        let connect = TcpStream::connect(&addresses[..]);
+        let ended = tokio::time::timeout(Duration::from_millis(1_500), connect).await;
+        assert!(ended.is_err(), "it is no black hole: {ended:?}");
+        // The others would have answered.
+        let others = TcpStream::connect(&addresses[1..]).await;
+        others.expect("they listen");
+    });
 }
 
 /// Addresses of the documentation's network, which cannot be reached from loopback: connecting there fails in no time

@@ -3,12 +3,14 @@
 use std::ops::ControlFlow;
 use std::time::Duration;
 
-use equipoise::policy::{Adaptive, PeakEwma, Policy};
+use equipoise::policy::{Adaptive, PeakEwma, Policy, RoundRobin};
 
 use crate::rig::clean::{Footprint, alone};
 use crate::rig::delay::Delay;
+use crate::rig::ledger::Verdict;
 use crate::rig::load::Load;
 use crate::rig::middlebox::Middlebox;
+use crate::rig::rivals::tonic_balance;
 use crate::rig::timer;
 use crate::size::{self, figure};
 use crate::{Fleet, clean, failed_from, is_ready, reference, report, status, until};
@@ -25,8 +27,27 @@ fn n13_a_far_server_under_adaptive() {
     alone(far_away(Adaptive::default()));
 }
 
-/// One of three servers is 200 ms away: no errors, and its share falls.
+/// N13, the control: in turns it keeps its third, and those calls are late.
+#[test]
+fn n13_control_in_turns_a_far_server_keeps_its_third() {
+    alone(async {
+        let (share, verdict) = share_of_far(RoundRobin::default()).await;
+        assert!((share - 1.0 / 3.0).abs() < 0.02, "{share}");
+        assert!(
+            verdict.latency(0.8) >= Duration::from_millis(200),
+            "{verdict}"
+        );
+    });
+}
+
 async fn far_away(policy: impl Policy + Clone + Sync + 'static) {
+    let (share, _) = share_of_far(policy).await;
+    figure("its share", (share * 1e4).round() / 100.0, "%");
+    assert!(share < 0.1, "{share}");
+}
+
+/// One of three servers is 200 ms away: no errors. Its share once that may be known.
+async fn share_of_far(policy: impl Policy + Clone + Sync + 'static) -> (f64, Verdict) {
     let before = Footprint::take();
     let fleet = Fleet::start(WORK);
     let far = Delay::start(fleet.addresses()[1], Duration::from_millis(100));
@@ -55,10 +76,9 @@ async fn far_away(policy: impl Policy + Clone + Sync + 'static) {
     println!("{verdict}");
     verdict.assert_unnoticed();
     let share = (status(&channel, far.address).picks - known) as f64 / half as f64;
-    figure("its share", (share * 1e4).round() / 100.0, "%");
-    assert!(share < 0.1, "{share}");
     drop((fleet, far));
     clean(channel, &before).await;
+    (share, verdict)
 }
 
 /// N14: the link to one server goes and comes, again and again.
@@ -96,5 +116,32 @@ fn n14_a_link_that_flaps() {
         assert!(link.accepted() <= 40, "{} connects", link.accepted());
         drop((fleet, link));
         clean(channel, &before).await;
+    });
+}
+
+/// N14, the control: who has that link alone waits whenever it is down.
+#[test]
+fn n14_control_calls_on_that_link_alone_wait_for_it() {
+    alone(async {
+        let fleet = Fleet::start(WORK);
+        let link = Middlebox::before(fleet.addresses()[1]);
+        let client = tonic_balance(&[link.address]);
+        let load = Load {
+            rate: 500,
+            ..Load::default()
+        };
+        let running = load.run_until_stopped(&client);
+        let down = Duration::from_millis(100);
+        for _ in 0..3 {
+            timer::pause(down).await;
+            link.stop();
+            timer::pause(down).await;
+            link.go();
+        }
+        let verdict = fleet.ledger.audit(&running.stop().await);
+        println!("{verdict}");
+        // Half of the time, and on average for half of that.
+        assert!(verdict.latency(0.8) >= down / 4, "{verdict}");
+        assert!(verdict.worst() >= down * 8 / 10, "{verdict}");
     });
 }

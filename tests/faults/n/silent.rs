@@ -233,26 +233,42 @@ impl Probe {
 /// N3, the control: tonic goes on with a frozen server for as long as it is frozen.
 #[test]
 fn n3_control_tonic_goes_on_with_a_frozen_server() {
-    alone(async {
-        let fleet = Fleet::start(WORK);
-        let client = tonic_balance(&fleet.addresses());
-        let load = Load {
-            deadline: second(),
-            ..load()
-        };
-        let at = size::fault_before(load.calls);
-        let calls = load.run_with(client, |number| {
-            if number == at {
-                fleet.servers[1].as_ref().expect("it runs").freeze();
-            }
-            ControlFlow::Continue(())
-        });
-        let verdict = fleet.ledger.audit(&calls.await);
-        println!("{verdict}");
-        // A third of those that follow.
-        let least = (load.calls - at) / 5;
-        assert!(verdict.failed as u64 > least, "{verdict}");
+    alone(tonic_goes_on(Silence::Frozen));
+}
+
+/// N5, the control: and into a wire that carries nothing, on which a naive probe has no answer either.
+#[test]
+fn n5_control_tonic_goes_on_into_a_silent_wire() {
+    alone(tonic_goes_on(Silence::Wire));
+}
+
+async fn tonic_goes_on(silence: Silence) {
+    let fleet = Fleet::start(WORK);
+    let wire = Middlebox::before(fleet.addresses()[1]);
+    let mut addresses = fleet.addresses();
+    if silence == Silence::Wire {
+        addresses[1] = wire.address;
+    }
+    let client = tonic_balance(&addresses);
+    let mut probe = Probe::connect(addresses[1]).await;
+    let load = Load {
+        deadline: second(),
+        ..load()
+    };
+    let at = size::fault_before(load.calls);
+    let calls = load.run_with(client, |number| {
+        if number == at {
+            fall_silent(&fleet, &wire, silence);
+        }
+        ControlFlow::Continue(())
     });
+    let calls = calls.await;
+    assert!(!probe.answers().await, "the fault is not there");
+    let verdict = fleet.ledger.audit(&calls);
+    println!("{verdict}");
+    // A third of those that follow.
+    let least = (load.calls - at) / 5;
+    assert!(verdict.failed as u64 > least, "{verdict}");
 }
 
 /// N6, the network has forgotten a flow, and new ones work: the connection is replaced, and nobody notices any more.
