@@ -1,6 +1,7 @@
 //! One call: its deadline, its turn in the line, its endpoint, and another one when the first was never reached.
 
 use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -434,7 +435,12 @@ impl Call {
                 hash,
                 avoid: &self.avoid[from..],
             };
-            let id = match picker.pick(&info) {
+            // It may be the user's own: where it panics that is one call's end, and not the end of the caller's task.
+            let Ok(picked) = catch_unwind(AssertUnwindSafe(|| picker.pick(&info))) else {
+                tracing::error!(target: "equipoise", policy, "picker panicked");
+                return Look::Fail(Status::internal("the policy's picker panicked"));
+            };
+            let id = match picked {
                 PickResult::Pick(id) => id,
                 PickResult::PickAndConnect { id, connect } => {
                     shared.want(connect);
