@@ -2,8 +2,10 @@
 
 mod connecting;
 mod far;
+mod files;
 mod namespaces;
 mod silent;
+mod wave;
 
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};

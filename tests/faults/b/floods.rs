@@ -8,6 +8,7 @@ use equipoise::Override;
 use tonic::service::interceptor::InterceptedService;
 use tonic::{Code, Request, Status};
 
+use crate::cost::{forget_peak, memory};
 use crate::frames::{END_HEADERS, FrameServer, Script, Step, block, kind, stream};
 use crate::rig::clean::{Footprint, alone};
 use crate::rig::greeter::proto::HelloRequest;
@@ -86,16 +87,6 @@ async fn flooding(flood: Vec<Step>) -> FrameServer {
     .await
 }
 
-/// A figure of this process, in KiB.
-fn memory(what: &str) -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").expect("linux has it");
-    let line = status.lines().find_map(|line| line.strip_prefix(what));
-    let figure = line.and_then(|line| line.split_whitespace().next());
-    figure
-        .and_then(|figure| figure.parse().ok())
-        .expect("a figure")
-}
-
 /// B15: the flooded call fails and says so, those beside it do not, and nothing grows. The controls: each server answers
 /// its other calls as it should.
 #[test]
@@ -134,8 +125,7 @@ fn b15_header_floods() {
                 let mut client = GreeterClient::new(channel.clone());
                 let well = client.say_hello(there()).await;
                 well.expect("the first call of a connection is well");
-                // Sets the peak back to what is used now.
-                std::fs::write("/proc/self/clear_refs", "5").expect("one's own can be written");
+                forget_peak();
                 let start = memory("VmRSS:");
                 let (told, calls) = tokio::join!(client.say_hello(there()), load.run(&beside));
                 grown = grown.min(memory("VmHWM:").saturating_sub(start));
