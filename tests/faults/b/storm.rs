@@ -103,6 +103,7 @@ struct Resetting {
 struct Seen {
     connections: AtomicUsize,
     streams: AtomicUsize,
+    /// Those that name an error.
     goaways: AtomicUsize,
 }
 
@@ -183,7 +184,8 @@ async fn reset_all(mut socket: TcpStream, seen: Arc<Seen>) -> std::io::Result<()
                 }
                 kind::SETTINGS if flags & ACK == 0 => frame(&mut out, kind, ACK, 0, b""),
                 kind::PING if flags & ACK == 0 => frame(&mut out, kind, ACK, 0, &payload),
-                kind::GOAWAY => {
+                // A channel that ends says so, and has nothing to complain of.
+                kind::GOAWAY if payload[4..8] != code::NO_ERROR.to_be_bytes() => {
                     seen.goaways.fetch_add(1, Ordering::Relaxed);
                 }
                 _ => {}
