@@ -189,9 +189,9 @@ fn g18_pickers_swapped_while_calls_wait() {
         figure("pickers that waiting calls asked", asked as f64, "");
         assert!(made >= swaps, "{made} pickers");
         assert!(asked > swaps / 2, "{asked} pickers were asked");
-        // Each of those that waited asked many.
+        // Each of those that waited asked many: as many as it could, while the next one was made.
         let waits = record.waits.load(Ordering::Relaxed);
-        assert!(waits > WAITING * swaps / 10, "{waits} times");
+        assert!(waits > 10 * WAITING, "{waits} times");
         assert_eq!(record.given.load(Ordering::Relaxed), WAITING);
         let serves = record.serves.get().copied().expect("one could serve");
         let last = Duration::from_nanos(record.last_given.load(Ordering::Relaxed));
