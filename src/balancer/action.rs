@@ -270,6 +270,12 @@ pub enum Event {
         /// Its number.
         policy: usize,
     },
+    /// The policy with this number panicked when it was asked, or the one that is to take its place did. The first is
+    /// asked again soon, and its last word holds until then; the other is not.
+    Panicked {
+        /// Its number.
+        policy: usize,
+    },
     /// An endpoint was ejected, is on probation, or has come back.
     Standing {
         /// Whose.

@@ -1,7 +1,9 @@
 //! The policies of one channel, each with the score cells that it compares.
 
 use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::endpoint::EndpointId;
 use crate::load::{Cells, Load, Loads, Terms, median, rescore};
@@ -13,6 +15,9 @@ use crate::timestamp::Timestamp;
 
 use super::connectivity::Wish;
 use super::table::Row;
+
+/// How soon a policy that panicked is asked again, if nothing changes before.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// At least one policy, by number.
 #[derive(Debug)]
@@ -30,6 +35,17 @@ struct Scored {
     cells: Cells,
     /// Who is to take its place, as soon as it can serve.
     next: Option<Box<dyn Policy>>,
+    /// What it decided last, which holds on where it panics.
+    last: Option<(Arc<dyn Picker>, Connect)>,
+}
+
+/// Who answers the calls from now on, and how that came about.
+struct Answer {
+    picker: Arc<dyn Picker>,
+    /// It is that of another policy than before.
+    switched: bool,
+    /// A policy panicked.
+    panicked: bool,
 }
 
 impl Scored {
@@ -38,6 +54,7 @@ impl Scored {
             cells: Cells::new(policy.scoring()),
             policy,
             next: None,
+            last: None,
         }
     }
 
@@ -45,7 +62,7 @@ impl Scored {
         Load::new(self.cells.cell(slot))
     }
 
-    /// The picker from now on, and whether it is that of another policy than before.
+    /// Asks the policy, and the one that is to take its place.
     fn decide(
         &mut self,
         members: &[Member],
@@ -53,29 +70,78 @@ impl Scored {
         wake: &mut Option<Timestamp>,
         now: Timestamp,
         rng: &mut Rng,
-    ) -> (Arc<dyn Picker>, bool) {
+    ) -> Answer {
         let mut heed = |decision: Decision| {
             wishes.add(decision.connect);
             *wake = (*wake).into_iter().chain(decision.wake).min();
             decision.picker
         };
-        let current = self.policy.update(members, now, rng);
-        let Some(mut next) = self.next.take() else {
-            return (heed(current), false);
+        let decided = guarded(|| self.policy.update(members, now, rng));
+        let mut panicked = decided.is_none();
+        let current = decided.unwrap_or_else(|| self.held(now));
+        self.last = Some((current.picker.clone(), current.connect.clone()));
+        let mut next = self.next.take();
+        let offered = next
+            .as_mut()
+            .map(|next| guarded(|| next.update(members, now, rng)));
+        // One that cannot even be asked does not take anybody's place.
+        panicked |= matches!(offered, Some(None));
+        let (Some(next), Some(offered)) = (next, offered.flatten()) else {
+            return Answer {
+                picker: heed(current),
+                switched: false,
+                panicked,
+            };
         };
-        let offered = next.update(members, now, rng);
         // Until then the old one serves, and both have their connections.
         if serves(&*current.picker) && !serves(&*offered.picker) {
             self.next = Some(next);
             heed(offered);
-            return (heed(current), false);
+            return Answer {
+                picker: heed(current),
+                switched: false,
+                panicked,
+            };
         }
         if self.cells.switch(next.scoring()) {
             rescore(members.iter().map(|member| &*member.load), now);
         }
         self.policy = next;
-        (heed(offered), true)
+        self.last = Some((offered.picker.clone(), offered.connect.clone()));
+        Answer {
+            picker: heed(offered),
+            switched: true,
+            panicked,
+        }
     }
+
+    /// What holds on while the policy panics: its last word, or that nobody can be picked.
+    fn held(&self, now: Timestamp) -> Decision {
+        let (picker, connect) = self
+            .last
+            .clone()
+            .unwrap_or_else(|| (Arc::new(Nobody), Connect::All));
+        Decision {
+            picker,
+            connect,
+            wake: Some(now + ASK_AGAIN),
+        }
+    }
+}
+
+/// The picker of a policy that has never answered.
+#[derive(Debug)]
+struct Nobody;
+
+impl Picker for Nobody {
+    fn pick(&self, _: &PickInfo<'_>) -> PickResult {
+        PickResult::Fail
+    }
+}
+
+/// What a policy says, which may be anybody's code: nothing where it panicked. The channel lives on with what it has.
+fn guarded<T>(ask: impl FnOnce() -> T) -> Option<T> {
+    catch_unwind(AssertUnwindSafe(ask)).ok()
 }
 
 /// Whether a call that wants nothing special would be given to somebody.
@@ -89,8 +155,8 @@ fn serves(picker: &dyn Picker) -> bool {
         avoid: &[],
     };
     matches!(
-        picker.pick(&any),
-        PickResult::Pick(_) | PickResult::PickAndConnect { .. }
+        guarded(|| picker.pick(&any)),
+        Some(PickResult::Pick(_) | PickResult::PickAndConnect { .. })
     )
 }
 
@@ -102,6 +168,8 @@ pub(super) struct Decisions {
     pub(super) hash_on: Arc<[HashOn]>,
     /// Those that have taken the place of another.
     pub(super) switched: Vec<usize>,
+    /// Those that panicked when they were asked.
+    pub(super) panicked: Vec<usize>,
     pub(super) wishes: Wishes,
     /// When to ask them again, at the latest.
     pub(super) wake: Option<Timestamp>,
@@ -203,7 +271,7 @@ impl Policies {
     ) -> Decisions {
         let mut pickers = Vec::with_capacity(1 + self.more.len());
         let mut wishes = Wishes::none();
-        let (mut wake, mut switched) = (None, Vec::new());
+        let (mut wake, mut switched, mut panicked) = (None, Vec::new(), Vec::new());
         let all = std::iter::once(&mut self.first).chain(&mut self.more);
         for (number, scored) in all.enumerate() {
             let members: Vec<Member> = rows
@@ -217,10 +285,13 @@ impl Policies {
                     load: row.loads.of(number).clone(),
                 })
                 .collect();
-            let (picker, other) = scored.decide(&members, &mut wishes, &mut wake, now, rng);
-            pickers.push(picker);
-            if other {
+            let answer = scored.decide(&members, &mut wishes, &mut wake, now, rng);
+            pickers.push(answer.picker);
+            if answer.switched {
                 switched.push(number);
+            }
+            if answer.panicked {
+                panicked.push(number);
             }
         }
         if !switched.is_empty() {
@@ -231,6 +302,7 @@ impl Policies {
             pickers: pickers.into(),
             hash_on: self.hash_on.clone(),
             switched,
+            panicked,
             wishes,
             wake,
         }

@@ -116,6 +116,9 @@ impl Balancer {
         let switched = decisions.switched.into_iter();
         self.events
             .extend(switched.map(|policy| Event::Switched { policy }));
+        let panicked = decisions.panicked.into_iter();
+        self.events
+            .extend(panicked.map(|policy| Event::Panicked { policy }));
         (decisions.pickers, decisions.hash_on)
     }
 

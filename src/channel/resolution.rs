@@ -95,7 +95,8 @@ impl Heard {
             | Event::Standing { .. }
             | Event::Health { .. }
             | Event::Panic { .. }
-            | Event::Switched { .. } => {}
+            | Event::Switched { .. }
+            | Event::Panicked { .. } => {}
         }
     }
 

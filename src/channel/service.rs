@@ -97,9 +97,7 @@ impl<C: Connector> Channel<C> {
             return Err(Error::closed());
         }
         self.shared
-            .commands
-            .send(Command::SetEndpoints(endpoints.into_iter().collect()))
-            .map_err(|_| Error::closed())
+            .order(Command::SetEndpoints(endpoints.into_iter().collect()))
     }
 
     /// Gives the channel another policy, while it runs.
@@ -166,10 +164,7 @@ impl<C: Connector> Channel<C> {
         if self.state() == Connectivity::Shutdown {
             return Err(Error::closed());
         }
-        self.shared
-            .commands
-            .send(Command::SetPolicy(number, policy))
-            .map_err(|_| Error::closed())
+        self.shared.order(Command::SetPolicy(number, policy))
     }
 
     /// Tells the channel's policies what the server at `address` said of itself, for those that go by it

@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::clock::Clock;
 use crate::endpoint::{Connectivity, Endpoint, EndpointId};
+use crate::error::Error;
 use crate::load::Notice;
 use crate::policy::Policy;
 use crate::retry::{Budget, RetryBudget, Throttle, Throttling};
@@ -154,6 +155,23 @@ impl<N: Connection> Shared<N> {
     pub(super) fn give_up(&self) -> bool {
         let mut dormant = self.dormant.lock().unwrap_or_else(PoisonError::into_inner);
         dormant.take().is_some()
+    }
+
+    /// Tells the driver what the user wants.
+    ///
+    /// The user's code may block its thread next. tokio keeps the task that was woken last for the thread it was woken
+    /// on, and no other thread can take it over from there. So one more is woken, which takes that place: then the
+    /// driver is anybody's.
+    ///
+    /// # Errors
+    ///
+    /// When the driver is gone: the channel is closed.
+    pub(super) fn order(&self, command: Command) -> Result<(), Error> {
+        self.commands.send(command).map_err(|_| Error::closed())?;
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async {});
+        }
+        Ok(())
     }
 
     /// A call is made: an idle channel connects again.

@@ -153,6 +153,9 @@ pub trait Policy: Send + Debug {
     ///
     /// They come in the order of their slots, which a new list does not change; [`Member::place`] is the order of
     /// the list.
+    ///
+    /// One that panics is asked again with the next change, after a second at the latest; what it decided last holds
+    /// until then. One that was to take another's place does not.
     fn update(&mut self, members: &[Member], now: Timestamp, rng: &mut Rng) -> Decision;
 
     /// What the endpoints' score cells should hold for this policy; asked when it is given to a
@@ -274,7 +277,8 @@ pub trait Picker: Send + Sync + Debug {
     /// Chooses among the members this picker was built from.
     ///
     /// A picker prefers members outside `info.avoid`, and falls back on one inside rather than fail.
-    /// Whoever it picks was ready when it was built.
+    /// Whoever it picks was ready when it was built. Where it panics the call ends INTERNAL; a call for which it names
+    /// nobody's id waits for the next picker.
     fn pick(&self, info: &PickInfo<'_>) -> PickResult;
 }
 

@@ -1,13 +1,17 @@
 //! B: HTTP/2.
 
+mod early;
 mod floods;
 mod foreign;
 mod full;
 mod goaway;
 mod limits;
+mod loris;
 mod pings;
+mod readers;
 mod refused;
 mod resets;
+mod storm;
 mod tiny;
 mod trailers;
 

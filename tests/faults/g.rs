@@ -2,12 +2,16 @@
 
 mod breaking;
 mod ejection;
+mod exchanged;
 mod health;
 mod naive;
 mod reports;
+mod rogue;
 mod seen;
 mod sinkhole;
 mod slow;
+mod streams;
+mod swapped;
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;

@@ -24,14 +24,6 @@ use crate::rig::load::{Load, call};
 use crate::rig::rivals::tonic_balance;
 use crate::rig::{holes, now, timer};
 
-/// One thing in `cargo test`, another at the fault matrix' own load.
-fn sized<T>(quick: T, full: T) -> T {
-    match std::env::var("EQUIPOISE_FAULT_SIZE").is_ok_and(|size| size == "full") {
-        true => full,
-        false => quick,
-    }
-}
-
 /// H3, a connection dies after calls were sent: none is sent again.
 #[test]
 fn h3_a_call_that_was_sent_is_not_sent_again() {

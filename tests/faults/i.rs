@@ -1,5 +1,8 @@
 //! I: clock, processor, memory, process.
 
+mod many;
+mod stalled;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;

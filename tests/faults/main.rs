@@ -8,6 +8,7 @@ mod b;
 mod balanced;
 mod c;
 mod child;
+mod cost;
 mod d;
 mod e;
 mod full;

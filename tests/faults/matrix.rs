@@ -170,6 +170,16 @@ rows! {
         against: &["n::connecting::n8_control_a_naive_client_spins"],
         lacks: None,
     };
+    n9: "the client can open no more files",
+        "0 calls fail on the connections there are; dialled by the backoff; READY within 3 s once it can" =>
+    State::Tests {
+        by: &[
+            "n::files::n9_no_more_files_can_be_opened",
+        ],
+        long: &[],
+        against: &[],
+        lacks: None,
+    };
     n13: "one server is 200 ms away",
         "0 calls fail; its share is below 10 % within 2 s" =>
     State::Tests {
@@ -195,6 +205,18 @@ rows! {
         by: &[],
         long: &["n::shared::n17_connections_of_a_certain_age_find_new_servers"],
         against: &["n::shared::n17_control_a_connection_that_works_is_kept"],
+        lacks: None,
+    };
+    n16: "200 clients lose one server at the same moment, for 10 s",
+        "at most 30 % of them connect in any 100 ms of the first cycle, and what chance adds to that; all are back" =>
+    State::Tests {
+        by: &[],
+        long: &[
+            "n::wave::n16_clients_do_not_come_back_in_a_wave",
+        ],
+        against: &[
+            "n::wave::n16_control_without_jitter_they_come_in_a_wave",
+        ],
         lacks: None,
     };
     b1: "rolling restart with GOAWAY",
@@ -252,8 +274,20 @@ rows! {
         lacks: None,
     };
     b7: "a server resets every stream",
-        "bounded memory and time, ejected within two intervals, others unharmed" =>
-    State::Pending("a test");
+        "ejected within two intervals, no call elsewhere fails; alone under 5,000 calls a second: memory grows by 10 MiB at most, one core at most, one connection, no GOAWAY of ours" =>
+    State::Tests {
+        by: &[
+            "b::storm::b7_a_server_that_resets_every_stream_is_ejected",
+        ],
+        long: &[
+            "b::storm::b7_a_storm_of_resets_is_cheap",
+        ],
+        against: &[
+            "b::storm::b7_control_without_ejection_a_third_fails",
+            "b::storm::b7_control_what_is_kept_of_each_call_is_seen",
+        ],
+        lacks: None,
+    };
     b8: "5,000 calls given up before their answers, beside 1,000 others on one connection",
         "0 of the 1,000 fail; no GOAWAY of ours" =>
     State::Tests {
@@ -274,12 +308,18 @@ rows! {
         lacks: None,
     };
     b10: "one of three servers takes 10 streams at a time, 90 callers",
-        "at most 10 calls on the way to it, none waits in the connection; p99 at most 250 ms" =>
+        "at most 10 calls on the way to it, none waits in the connection; p99 at most 250 ms; by option a second connection, with 10 as well" =>
     State::Tests {
-        by: &["b::full::b10_a_full_connection_is_passed_over"],
+        by: &[
+            "b::full::b10_a_full_connection_is_passed_over",
+            "b::full::b10_a_full_connection_gets_company",
+        ],
         long: &[],
-        against: &["b::full::b10_control_calls_queue_behind_a_full_connection"],
-        lacks: Some("a second connection where one is full"),
+        against: &[
+            "b::full::b10_control_calls_queue_behind_a_full_connection",
+            "b::full::b10_control_without_a_limit_one_connection_takes_them_all",
+        ],
+        lacks: None,
     };
     b11: "TCP accepts, SETTINGS never come",
         "never READY; given up at 1 s ± 100 ms; no call sent" =>
@@ -304,6 +344,18 @@ rows! {
         long: &[],
         against: &["b::limits::b13_control_with_room_the_upload_gets_through"],
         lacks: None,
+    };
+    b14: "15 slow readers of large responses beside small calls on one connection",
+        "0 of the small calls fail, p99 at most 50 ms" =>
+    State::Tests {
+        by: &[
+            "b::readers::b14_small_calls_do_not_wait_for_slow_readers",
+        ],
+        long: &[],
+        against: &[
+            "b::readers::b14_control_a_window_too_few_stalls_small_calls",
+        ],
+        lacks: Some("the sixteenth: with it the connection's window is used up, and small calls wait for whoever reads next"),
     };
     b15: "header lists of 1 MiB, 10,000 headers, CONTINUATION floods",
         "memory grows by 4 MiB at most; RESOURCE_EXHAUSTED or INTERNAL; others unharmed" =>
@@ -338,6 +390,20 @@ rows! {
         against: &["b::trailers::b17_control_tonic_believes_and_panics"],
         lacks: None,
     };
+    b18: "an answer that is over before its request, heads before the head, a push",
+        "the server's status, the upload stops; 1xx are passed over; a push is a GOAWAY of ours, and the next call is well" =>
+    State::Tests {
+        by: &[
+            "b::early::b18_an_answer_before_the_end_of_the_request",
+            "b::early::b18_heads_before_the_head",
+            "b::early::b18_a_push_is_refused",
+        ],
+        long: &[],
+        against: &[
+            "b::early::b18_control_an_upload_goes_on_while_nothing_is_said",
+        ],
+        lacks: None,
+    };
     b19: "a server takes 1,000 calls a connection",
         "0 of 10,000 calls fail, each runs once, 10 connections and more" =>
     State::Tests {
@@ -352,6 +418,18 @@ rows! {
         by: &[],
         long: &["b::limits::b20_connections_that_may_not_grow_old"],
         against: &["b::limits::b20_control_without_an_age_no_connection_ends"],
+        lacks: None,
+    };
+    b21: "a server takes a second for each byte",
+        "calls there end within 20 ms of their deadline, nobody else notices" =>
+    State::Tests {
+        by: &[
+            "b::loris::b21_a_byte_at_a_time",
+        ],
+        long: &[],
+        against: &[
+            "b::loris::b21_control_tonic_has_no_deadline_in_a_body",
+        ],
         lacks: None,
     };
     c1: "one server has an expired certificate",
@@ -719,6 +797,18 @@ rows! {
         ],
         lacks: None,
     };
+    g11: "streams that live long, while the fleet grows from 3 to 6",
+        "what is in flight is what the servers have open; new streams go to new servers; at most 1.3 between most and fewest when the old have ended" =>
+    State::Tests {
+        by: &[
+            "g::streams::g11_streams_go_to_new_servers",
+        ],
+        long: &[],
+        against: &[
+            "g::streams::g11_control_by_turns_the_old_get_half",
+        ],
+        lacks: None,
+    };
     g12: "load reports with numbers that are none",
         "weights finite and above zero; bounded steps a pick" =>
     State::Tests {
@@ -739,11 +829,41 @@ rows! {
         "only its keys move; the ring is the published one" =>
     State::Unit { file: "tests/conformance/ring.rs", test: "no_key_moves_between_two_that_keep_their_counts" };
     g17: "the policy exchanged under load, 10 times",
-        "0 of 10,000 calls fail" =>
-    State::Pending("a test");
+        "0 of 10,000 calls fail, each runs once" =>
+    State::Tests {
+        by: &[
+            "g::exchanged::g17_policies_exchanged_under_load",
+        ],
+        long: &[],
+        against: &[
+            "g::exchanged::g17_control_a_channel_for_each_policy_fails_calls",
+        ],
+        lacks: None,
+    };
     g18: "10,000 pickers while 1,000 calls wait",
-        "all end within 10 ms of the first that can serve" =>
-    State::Pending("a test");
+        "all leave the line within 10 ms of the first that can serve, none is stuck; every order of one call and one picker by the models of tests/models" =>
+    State::Tests {
+        by: &[],
+        long: &["g::swapped::g18_pickers_swapped_while_calls_wait"],
+        against: &[
+            "g::swapped::g18_control_who_looks_before_it_lies_down_misses_the_last_word",
+        ],
+        lacks: None,
+    };
+    g20: "a policy of the user's own panics, or names nobody's endpoint",
+        "INTERNAL where its picker panics, its last picker serves on where the policy does, calls wait for a better one where it names nobody; the next call is well" =>
+    State::Tests {
+        by: &[
+            "g::rogue::g20_a_picker_that_panics_fails_its_calls",
+            "g::rogue::g20_a_policy_that_panics_is_asked_again",
+            "g::rogue::g20_a_picker_that_names_nobody_lets_calls_wait",
+        ],
+        long: &[],
+        against: &[
+            "g::rogue::g20_control_unguarded_a_panic_ends_the_callers_task",
+        ],
+        lacks: None,
+    };
     h1: "every call UNAVAILABLE for 10 s",
         "at most 1.21 attempts a call by budget, 1.01 by throttling" =>
     State::Tests {
@@ -981,6 +1101,30 @@ rows! {
         by: &[],
         long: &["i::i4_a_starved_client"],
         against: &["i::i4_control_left_alone_it_runs_without_gaps"],
+        lacks: None,
+    };
+    i6: "the user's code blocks a thread of the runtime",
+        "a list is applied within 1 s where the runtime has another" =>
+    State::Tests {
+        by: &[
+            "i::stalled::i6_one_of_two_threads_is_blocked",
+        ],
+        long: &[],
+        against: &[
+            "i::stalled::i6_control_the_only_thread_is_blocked",
+        ],
+        lacks: None,
+    };
+    i8: "10,000 channels come and go",
+        "files and tasks as before, memory grows by 10 MiB at most" =>
+    State::Tests {
+        by: &[],
+        long: &[
+            "i::many::i8_channels_leave_nothing_behind",
+        ],
+        against: &[
+            "i::many::i8_control_a_channel_that_is_kept_is_seen",
+        ],
         lacks: None,
     };
 }

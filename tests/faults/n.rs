@@ -2,10 +2,12 @@
 
 mod connecting;
 mod far;
+mod files;
 mod namespaces;
 mod repeated;
 mod shared;
 mod silent;
+mod wave;
 
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};

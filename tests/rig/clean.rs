@@ -86,21 +86,6 @@ impl Footprint {
     }
 }
 
-/// A figure of this process's memory, in KiB: `VmRSS:` is what it has, `VmHWM:` the most since [`forget_peak`].
-pub fn memory(what: &str) -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").expect("linux has it");
-    let line = status.lines().find_map(|line| line.strip_prefix(what));
-    let figure = line.and_then(|line| line.split_whitespace().next());
-    figure
-        .and_then(|figure| figure.parse().ok())
-        .expect("a figure")
-}
-
-/// Sets the peak of this process's memory back to what it has now.
-pub fn forget_peak() {
-    std::fs::write("/proc/self/clear_refs", "5").expect("one's own can be written");
-}
-
 /// What a scenario left behind.
 pub struct Leak {
     /// Files that are open now and were not before.

@@ -512,6 +512,7 @@ impl Checks {
                     assert_eq!(switched, Some(policy), "told of another switch");
                 }
                 Event::ResolveFailed(_) => {}
+                Event::Panicked { policy } => panic!("policy {policy} panicked"),
                 Event::Panic { .. } => {
                     let tracks = self.tracks.values_mut();
                     self.bench.reopen(tracks.map(|track| &mut track.judged));

@@ -179,6 +179,7 @@ impl Bench {
                 }
                 Event::Kept { endpoints, until } => format!("kept {endpoints} until {until:?}"),
                 Event::Switched { policy } => format!("switched {policy}"),
+                Event::Panicked { policy } => format!("panicked {policy}"),
                 Event::ResolveFailed(error) => format!("no answer: {error}"),
                 Event::Standing { id, standing, .. } => format!("{id:?} {standing:?}"),
                 Event::Health { id, health, .. } => format!("{id:?} {health:?}"),

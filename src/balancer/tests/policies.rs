@@ -300,3 +300,86 @@ fn calls_in_flight_latencies_and_penalties_outlast_the_switch() {
     }
     assert_eq!((a.in_flight(), a.picks()), (0, 4));
 }
+
+/// Does as another does, and panics when it is told to.
+#[derive(Clone, Debug)]
+struct Fickle {
+    panics: Arc<Mutex<bool>>,
+    like: Puppet,
+}
+
+impl Fickle {
+    fn new(like: Puppet) -> Self {
+        Self {
+            panics: Arc::default(),
+            like,
+        }
+    }
+
+    fn tell(&self, panics: bool) {
+        *self.panics.lock().unwrap() = panics;
+    }
+}
+
+impl Policy for Fickle {
+    fn update(&mut self, members: &[Member], now: Timestamp, rng: &mut Rng) -> Decision {
+        let panics = *self.panics.lock().unwrap();
+        assert!(!panics, "as it was told to");
+        self.like.update(members, now, rng)
+    }
+}
+
+#[test]
+fn what_a_policy_said_last_holds_while_it_panics_and_it_is_asked_again() {
+    let only_a = Connect::Only(vec![A]);
+    let fickle = Fickle::new(Puppet::new(Some(A), only_a));
+    let mut bench = Bench::new();
+    bench.balancer = Balancer::new(calm(), Box::new(fickle.clone()), Vec::new(), 1);
+    bench.resolve(list([1, 2]));
+    bench.at(1).connected(0);
+    bench.at(100).timeout();
+    bench.events();
+    fickle.tell(true);
+    let words = bench.at(200).resolve(list([1, 2, 3]));
+    assert!(words.contains(&"publish READY".to_owned()), "{words:?}");
+    let connects = words.iter().filter(|word| word.starts_with("connect"));
+    assert_eq!(connects.count(), 0, "its wish holds, too: {words:?}");
+    assert!(bench.events().contains(&"panicked 0".to_owned()));
+    assert_eq!(picked(&mut bench), Some(A));
+    bench.events();
+    assert_eq!(bench.due(), Some(1_200), "a second after the last time");
+    bench.at(1_200).timeout();
+    assert_eq!(bench.events(), ["panicked 0"]);
+    fickle.tell(false);
+    *fickle.like.serves.lock().unwrap() = Some(B);
+    bench.at(2_200).timeout();
+    assert_eq!(bench.events(), [""; 0]);
+    assert_eq!(bench.due(), None);
+    assert_eq!(picked(&mut bench), Some(B));
+}
+
+#[test]
+fn a_policy_that_has_never_answered_lets_calls_fail_and_connects_to_all() {
+    let fickle = Fickle::new(Puppet::new(Some(A), Connect::Only(Vec::new())));
+    fickle.tell(true);
+    let mut bench = Bench::new();
+    bench.balancer = Balancer::new(calm(), Box::new(fickle), Vec::new(), 1);
+    let words = bench.resolve(list([1, 2]));
+    let connects = words.iter().filter(|word| word.starts_with("connect"));
+    assert_eq!(connects.count(), 2, "{words:?}");
+    assert_eq!(picked(&mut bench), None);
+}
+
+#[test]
+fn a_policy_that_panics_takes_nobodys_place() {
+    let mut bench = connected(Puppet::new(Some(A), Connect::All), Vec::new());
+    let fickle = Fickle::new(Puppet::new(Some(B), Connect::All));
+    fickle.tell(true);
+    bench.balancer.handle_policy(0, Box::new(fickle.clone()));
+    bench.at(105).timeout();
+    assert_eq!(bench.events(), ["panicked 0"]);
+    assert_eq!(bench.due(), None);
+    fickle.tell(false);
+    assert_eq!(picked(&mut bench), Some(A), "it was let go of");
+    assert_eq!(bench.events(), [""; 0]);
+}

@@ -1,5 +1,6 @@
 //! One look at what is published: an endpoint that takes the call, or what to wait for.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use tonic::Status;
@@ -93,7 +94,12 @@ impl Call {
                 hash,
                 avoid: &self.avoid[from..],
             };
-            let id = match picker.pick(&info) {
+            // It may be the user's own: where it panics that is one call's end, and not the end of the caller's task.
+            let Ok(picked) = catch_unwind(AssertUnwindSafe(|| picker.pick(&info))) else {
+                tracing::error!(target: "equipoise", policy, "picker panicked");
+                return Look::Fail(Status::internal("the policy's picker panicked"));
+            };
+            let id = match picked {
                 PickResult::Pick(id) => id,
                 PickResult::PickAndConnect { id, connect } => {
                     shared.want(connect);

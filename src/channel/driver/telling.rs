@@ -98,6 +98,9 @@ impl<C: Connector> Driver<C> {
             Event::Switched { policy } => {
                 tracing::info!(target: "equipoise", policy, "policy switched");
             }
+            Event::Panicked { policy } => {
+                tracing::error!(target: "equipoise", policy, "policy panicked: what it decided last holds");
+            }
             Event::Resolved { .. } | Event::Kept { .. } | Event::ResolveFailed(_) => {
                 let mut heard = Heard::clone(&self.core.heard.load());
                 heard.note(&event, now);

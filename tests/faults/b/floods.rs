@@ -9,8 +9,9 @@ use tokio::net::TcpStream;
 use tonic::service::interceptor::InterceptedService;
 use tonic::{Code, Request, Status};
 
+use crate::cost::{forget_peak, memory};
 use crate::frames::{END_HEADERS, FrameServer, Script, Step, block, kind, stream};
-use crate::rig::clean::{Footprint, alone, forget_peak, memory};
+use crate::rig::clean::{Footprint, alone};
 use crate::rig::greeter::proto::HelloRequest;
 use crate::rig::greeter::proto::greeter_client::GreeterClient;
 use crate::rig::ledger::audit;

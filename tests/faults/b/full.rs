@@ -2,23 +2,25 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use equipoise::Channel;
 use futures_util::stream;
 use tokio::task::JoinSet;
 use tonic::Code;
 
+use crate::frames::{self, FrameServer, Script, Step, kind};
 use crate::rig::clean::{Footprint, alone};
 use crate::rig::greeter::Options;
 use crate::rig::greeter::proto::HelloRequest;
 use crate::rig::greeter::proto::greeter_client::GreeterClient;
-use crate::rig::ledger::{Call, End, Execution, audit};
+use crate::rig::ledger::{Call, End, Execution, Verdict, audit};
 use crate::rig::load::Load;
 use crate::rig::now;
 use crate::rig::rivals::tonic_balance;
-use crate::size;
-use crate::{Fleet, all_ready, clean, report, status};
+use crate::size::{self, figure};
+use crate::wire::{self, Processed};
+use crate::{Fleet, all_ready, clean, is_ready, reference, report, status, until};
 
 /// B10, one of three servers takes 10 streams at a time. tonic sends it as much as the others, and the
 /// calls wait unseen inside hyper.
@@ -177,4 +179,88 @@ fn overlap(all: impl Iterator<Item = (Duration, Duration)>) -> i32 {
         open
     });
     levels.max().unwrap_or(0)
+}
+
+/// How long the scripted server works on each call.
+const WORK: Duration = Duration::from_millis(100);
+
+/// Ninety callers over two sound servers and one that says such a limit, with up to two connections each. Gives what
+/// became of the calls, when each connection to the limited one opened its streams, and the most that were open there at
+/// one time.
+async fn with_two_connections(limit: Option<u32>) -> (Verdict, Vec<Vec<Instant>>, i32) {
+    let before = Footprint::take();
+    let fleet = Fleet::of(Options::three(WORK)[1..].to_vec());
+    let script =
+        frames::stream(|_| [vec![Step::UntilEnd, Step::Pause(WORK)], Step::reply(b"")].concat());
+    let limited = FrameServer::start(Script {
+        limit,
+        stream: script,
+        ..Script::default()
+    })
+    .await;
+    let addresses = [&[limited.address()], &fleet.addresses()[..]].concat();
+    let builder = reference(&addresses).max_connections_per_endpoint(2);
+    let channel = builder.build().expect("in range");
+    until("every endpoint is ready", || is_ready(&channel)).await;
+    let picked = Picked::default();
+    let begin = Instant::now();
+    let calls = callers(&channel, 90, size::of(900, 10_000), &picked).await;
+    let mut executions = fleet.ledger.executions();
+    let mut opened: Vec<Vec<Instant>> = Vec::new();
+    for nth in 0..limited.connections() {
+        let peer = limited.peer(nth).await;
+        executions.extend(wire::executions(&peer, "limited", |_| Processed::Answered));
+        let heads = peer.frames().into_iter().filter(|f| f.is(kind::HEADERS));
+        opened.push(heads.map(|f| f.at).collect());
+    }
+    let verdict = audit(&calls, &executions);
+    println!("{verdict}");
+    drop((fleet, limited));
+    clean(channel, &before).await;
+    // Each takes its time there.
+    let open = opened.iter().flatten().map(|at| *at - begin);
+    let most = overlap(open.map(|at| (at, at + WORK)));
+    (verdict, opened, most)
+}
+
+/// Whether never more than ten were open on the connection: each was for as long as its work takes.
+fn ten_at_a_time(opened: &[Instant]) -> bool {
+    let mut elevens = opened.windows(11);
+    elevens.all(|eleven| eleven[10] - eleven[0] >= WORK)
+}
+
+/// B10 where an endpoint may have two connections: the limited server gets a second one, and is used twice as much.
+#[test]
+fn b10_a_full_connection_gets_company() {
+    alone(async {
+        let (verdict, opened, most) = with_two_connections(Some(10)).await;
+        verdict.assert_unnoticed();
+        let streams: Vec<usize> = opened.iter().map(Vec::len).collect();
+        println!("  streams of each connection {streams:?}, {most} open at most");
+        assert_eq!(opened.len(), 2, "connections to the limited server");
+        for opened in &opened {
+            // Both are used, and neither is ever over its limit.
+            assert!(opened.len() >= 10, "{streams:?}");
+            assert!(ten_at_a_time(opened), "more than ten at a time");
+        }
+        figure("streams at a time over both connections", most, "");
+        assert!((11..=20).contains(&most), "{most} open");
+        report(
+            "latency with a second connection, p99",
+            verdict.latency(0.99),
+            Duration::from_millis(250),
+        );
+    });
+}
+
+/// The control: a server that says no limit gets no second connection, and more than ten calls at a time on its first.
+#[test]
+fn b10_control_without_a_limit_one_connection_takes_them_all() {
+    alone(async {
+        let (verdict, opened, most) = with_two_connections(None).await;
+        verdict.assert_unnoticed();
+        assert_eq!(opened.len(), 1, "connections to the server");
+        assert!(!ten_at_a_time(&opened[0]), "never more than ten at a time");
+        assert!(most > 20, "{most} open");
+    });
 }

@@ -13,6 +13,7 @@ use futures_util::stream::{self, BoxStream};
 use tokio::sync::watch;
 
 use crate::balanced::{by, clean, endpoints, ready, until};
+use crate::cost::{forget_peak, memory};
 use crate::rig::clean::{Footprint, alone};
 use crate::rig::load::Load;
 use crate::size::{self, figure};
@@ -141,16 +142,6 @@ fn many(count: u32) -> Vec<Endpoint> {
     (0..count).map(|n| Endpoint::from(address(n))).collect()
 }
 
-/// A figure of this process, in KiB.
-fn memory(what: &str) -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").expect("linux has it");
-    let line = status.lines().find_map(|line| line.strip_prefix(what));
-    let figure = line.and_then(|line| line.split_whitespace().next());
-    figure
-        .and_then(|figure| figure.parse().ok())
-        .expect("a figure")
-}
-
 /// D9: a million endpoints. As many as are allowed are taken, the same ones each time, and the rest costs nothing.
 #[test]
 fn d9_a_million_endpoints() {
@@ -189,7 +180,7 @@ fn d9_a_million_endpoints() {
             kept
         };
         // Sets the peak back to what is used now, the list included.
-        std::fs::write("/proc/self/clear_refs", "5").expect("one's own can be written");
+        forget_peak();
         let start = memory("VmRSS:");
         channel.set_endpoints(list.drain(..)).expect("it is open");
         let took = until_so_many(&channel, LIMIT).await;

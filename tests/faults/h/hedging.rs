@@ -12,13 +12,13 @@ use super::retries::repeated;
 use crate::Fleet;
 use crate::balanced::{PATIENCE, clean, over, ready, report, until};
 use crate::frames::{FrameServer, Script, Step, code, kind, stream};
-use crate::h::sized;
 use crate::rig::clean::{Footprint, alone};
 use crate::rig::greeter::Options;
 use crate::rig::greeter::proto::HelloRequest;
 use crate::rig::greeter::proto::greeter_client::GreeterClient;
 use crate::rig::ledger::{Execution, Verdict};
 use crate::rig::load::Load;
+use crate::size;
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -45,7 +45,7 @@ async fn one_slow(config: Option<MethodConfig>, budget: RetryBudget) -> (Verdict
     let load = Load {
         rate: 200,
         deadline: Duration::from_secs(5),
-        ..Load::of(sized(300, 2_000))
+        ..Load::of(size::of(300, 2_000))
     };
     let calls = load.run(&channel).await;
     // Those that lost hear of it last.

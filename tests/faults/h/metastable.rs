@@ -15,11 +15,11 @@ use tonic::Request;
 use super::retries::repeated;
 use crate::balanced::{clean, over, ready};
 use crate::frames::{FrameServer, Script, Step, stream};
-use crate::h::sized;
 use crate::rig::clean::{Footprint, alone};
 use crate::rig::greeter::proto::HelloRequest;
 use crate::rig::greeter::proto::greeter_client::GreeterClient;
 use crate::rig::timer;
+use crate::size;
 
 /// How large the scenario is. A third of the capacity goes for a while and comes back.
 struct Scale {
@@ -40,7 +40,7 @@ struct Scale {
 
 fn scale() -> Scale {
     let ms = Duration::from_millis;
-    sized(
+    size::of(
         Scale {
             capacity: 150,
             queue: 300,

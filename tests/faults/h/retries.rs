@@ -18,7 +18,6 @@ use tower::{Service, ServiceExt};
 use crate::Fleet;
 use crate::balanced::{PATIENCE, clean, over, ready, report};
 use crate::frames::{FrameServer, Script, Step, code, stream};
-use crate::h::sized;
 use crate::rig::clean::{Footprint, alone};
 use crate::rig::greeter::proto::HelloRequest;
 use crate::rig::greeter::proto::greeter_client::GreeterClient;
@@ -26,6 +25,7 @@ use crate::rig::greeter::{Options, tonic_endpoint};
 use crate::rig::ledger::Verdict;
 use crate::rig::load::{self, Load};
 use crate::rig::{now, timer};
+use crate::size;
 
 const MS: Duration = Duration::from_millis(1);
 pub(super) const SERVICE: &str = "equipoise.demo.v1.Greeter";
@@ -48,7 +48,7 @@ async fn storm(set: impl FnOnce(Builder<Channel>) -> Builder<Channel>) -> Verdic
     let channel = ready(set(over(&fleet.addresses()))).await;
     let load = Load {
         rate: 1_000,
-        ..Load::of(sized(2_000, 10_000))
+        ..Load::of(size::of(2_000, 10_000))
     };
     let calls = load.run(&channel).await;
     let verdict = fleet.ledger.audit(&calls);

@@ -12,6 +12,7 @@ use equipoise::{Address, Channel, Connectivity, Endpoint};
 use tokio::net::{TcpSocket, TcpStream};
 use tonic::Code;
 
+use crate::cost::processor;
 use crate::rig::clean::{Footprint, alone};
 use crate::rig::greeter::proto::HelloRequest;
 use crate::rig::greeter::proto::greeter_client::GreeterClient;
@@ -214,16 +215,6 @@ pub(super) async fn fails_at_once(options: Http2Options, addresses: &[SocketAddr
         .filter_map(|call| call.end.as_ref().map(|end| end.at - call.start));
     let slowest = slowest.max().expect("there are calls");
     report("to fail", slowest, Duration::from_millis(20));
-}
-
-/// The processor's time this process has used.
-fn processor() -> Duration {
-    let stat = std::fs::read_to_string("/proc/self/stat").expect("linux has it");
-    // After the name, which may have blanks.
-    let (_, fields) = stat.rsplit_once(") ").expect("a name in parentheses");
-    let ticks = fields.split(' ').skip(11).take(2);
-    let ticks = ticks.map(|ticks| ticks.parse::<u32>().expect("a number"));
-    Duration::from_millis(10) * ticks.sum::<u32>()
 }
 
 /// A window without calls: what it costs, and how often each address is dialled.
