@@ -96,8 +96,8 @@ pub enum Outcome {
 pub struct Completion {
     /// How it ended.
     pub outcome: Outcome,
-    /// From opening the stream to the first message, or to the end where there was none; for a
-    /// cancelled or expired call, the time it had taken by then.
+    /// From opening the stream to the first message, or to the end where there was none; for an
+    /// expired call, the time it had taken by then.
     pub latency: Duration,
 }
 

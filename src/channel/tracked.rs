@@ -88,15 +88,14 @@ impl<N> InFlight<N> {
         let Some(admission) = self.admission.take() else {
             return now;
         };
-        // An expired or cancelled stream counts as what it took, not as its quick first message.
-        let until = match (self.first, outcome) {
-            (Some(first), Outcome::Answered(code) | Outcome::Pushed(code))
-                if code != StatusCode::DEADLINE_EXCEEDED =>
-            {
-                first
-            }
-            _ => now,
-        };
+        // An expired stream counts as what it took, not as its quick first message. One that was dropped after it does not:
+        // a watch ends so, however well it is served.
+        let expired = matches!(
+            outcome,
+            Outcome::Answered(StatusCode::DEADLINE_EXCEEDED)
+                | Outcome::Pushed(StatusCode::DEADLINE_EXCEEDED)
+        );
+        let until = self.first.filter(|_| !expired).unwrap_or(now);
         let completion = Completion {
             outcome,
             latency: until.since(self.started),

@@ -2,9 +2,10 @@
 
 use std::pin::pin;
 use std::task::{Context, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use equipoise::{Channel, Endpoint};
+use equipoise::{Channel, Endpoint, Override};
+use futures_util::future::join_all;
 use futures_util::{StreamExt, stream};
 
 use crate::rig::delay::Delay;
@@ -218,4 +219,49 @@ async fn a_worn_connection_is_replaced_and_its_streams_go_on() {
     assert_eq!(channel.endpoints()[0].outcome(tonic::Code::Unavailable), 0);
     drop(replies);
     quiet(&channel).await;
+}
+
+/// A watch is dropped when its caller has seen enough. That says nothing of how fast its server is, however long it went
+/// on.
+#[tokio::test]
+async fn a_stream_that_was_answered_and_dropped_is_no_slow_call() {
+    let servers = ["a", "b"].map(server);
+    let (channel, mut client) = client(&servers.iter().collect::<Vec<_>>()).await;
+    let many = async || {
+        let calls = (0..20).map(|_| {
+            let mut client = GreeterClient::new(channel.clone());
+            async move { client.say_hello(HelloRequest::default()).await }
+        });
+        for answer in join_all(calls).await {
+            answer.unwrap();
+        }
+    };
+    let picks = || channel.endpoints()[0].picks;
+    until_picked(&many, &picks).await;
+    let mut request = tonic::Request::new(crate::endless());
+    let there = Override::strict(servers[0].address);
+    request.extensions_mut().insert(there);
+    let mut stream = client.countdown(request).await.unwrap().into_inner();
+    // Hundreds of times as long as a call takes.
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_millis(500) {
+        stream.next().await.unwrap().unwrap();
+    }
+    drop(stream);
+    quiet(&channel).await;
+    let before = picks();
+    for _ in 0..10 {
+        many().await;
+    }
+    let there = picks() - before;
+    assert!(there >= 20, "{there} of 200");
+}
+
+/// Makes calls until some of them came to the endpoint: it has answered then.
+async fn until_picked(calls: &impl AsyncFn(), picks: &impl Fn() -> u64) {
+    let begin = Instant::now();
+    while picks() < 20 {
+        assert!(begin.elapsed() < crate::PATIENCE, "it is never picked");
+        calls().await;
+    }
 }

@@ -143,7 +143,17 @@ async fn all_ready(addresses: &[SocketAddr]) -> Channel {
 /// The same, with `last` in the list only when calls are sent to one of the `first`. A connection is ready up to 5 ms before
 /// calls are sent there; until then others are all there is, also for a call that would rather stay away from them.
 async fn all_ready_after(first: &[SocketAddr], last: SocketAddr) -> Channel {
-    let channel = all_ready(first).await;
+    all_ready_in_turn(reference(first), first, last).await
+}
+
+/// The same for a channel over the `first` that is begun as it should be.
+async fn all_ready_in_turn(
+    builder: Builder<Channel>,
+    first: &[SocketAddr],
+    last: SocketAddr,
+) -> Channel {
+    let channel = builder.build().expect("the settings are in range");
+    until("the first are ready", || is_ready(&channel)).await;
     let mut client = GreeterClient::new(channel.clone());
     // Enough that one slow first answer is not what a newcomer is taken for.
     for _ in 0..10 * first.len() {

@@ -1027,7 +1027,7 @@ rows! {
         by: &["h15::h15_one_more_than_may_wait"],
         long: &[],
         against: &["h15::h15_control_tonic_keeps_any_number_waiting"],
-        lacks: None,
+        lacks: Some("strict order: a call that looks in the moment a slot comes free passes those before it"),
     };
     h16: "a call dropped at every poll",
         "CLEAN each time, others unharmed" =>

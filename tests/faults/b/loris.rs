@@ -16,7 +16,7 @@ use crate::rig::greeter::{Options, tonic_endpoint};
 use crate::rig::load::Load;
 use crate::rig::timer;
 use crate::size;
-use crate::{all_ready_after, clean, is_ready, report, status, until};
+use crate::{all_ready_in_turn, clean, is_ready, reference, report, status, until};
 
 /// Between two bytes; the row's second.
 fn pace() -> Duration {
@@ -76,7 +76,11 @@ fn b21_a_byte_at_a_time() {
         let there = slow.each_ref().map(FrameServer::address);
         let addresses = [&fleet.addresses()[..], &there].concat();
         // The sound ones are in use before the others are there.
-        let channel = all_ready_after(&fleet.addresses(), there[0]).await;
+        let first = fleet.addresses();
+        // No ping: its answer would come in the middle of what the server sends by hand.
+        let minute = Duration::from_secs(60);
+        let builder = reference(&first).keepalive(minute, minute);
+        let channel = all_ready_in_turn(builder, &first, there[0]).await;
         let all = addresses.iter().copied().map(Endpoint::from);
         channel
             .set_endpoints(all)

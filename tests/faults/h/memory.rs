@@ -37,7 +37,7 @@ const AT_ONCE: usize = 4;
 const PER_CALL: usize = 256;
 const PER_CHANNEL: usize = 16 * 1_024;
 /// What comes beside it, in KiB, and beyond what as many calls take that keep nothing: an allocator's waste.
-const SLACK: usize = 8 * 1_024;
+const SLACK: usize = 12 * 1_024;
 
 /// The first id of those that are not counted.
 const WARM_UP: u64 = 1_000_000;
