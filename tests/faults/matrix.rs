@@ -59,6 +59,9 @@ pub(crate) const MAY_SKIP: &[&str] = &[
 /// Rows whose tests spend a minute each with waiting: in the full run they do so side by side.
 pub(crate) const SIDE_BY_SIDE: &[&str] = &["n1", "n8", "n17", "b4", "d1", "h13"];
 
+/// Of these, those without a load worth the name: they do so beside all other rows.
+pub(crate) const IDLE: &[&str] = &["n8", "b4", "h13"];
+
 /// Makes the table, and an ignored test for each row: the full run.
 macro_rules! rows {
     ($($id:ident: $fault:expr, $criterion:expr => $state:expr;)*) => {
