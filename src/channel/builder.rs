@@ -21,6 +21,7 @@ use crate::transport::{Http2Connector, Http2Options};
 
 use super::layer::BalanceLayer;
 use super::plan::{Plan, Settings};
+use super::replay::BufferLimits;
 use super::routes::{MakePolicy, MethodConfig, Wanted};
 use super::service::Channel;
 
@@ -301,6 +302,26 @@ impl<K> Builder<K> {
     /// [`RetryBudget::default`]. The calls it counts are those of methods declared idempotent.
     pub fn retry_budget(mut self, budget: RetryBudget) -> Self {
         self.settings.calls.retry_budget = budget;
+        self
+    }
+
+    /// How many bytes of their requests calls may keep so that they can be sent again: each call, and all calls of the
+    /// channel together. Default 256 KiB, as in grpc-go and gRPC's C-core, and 16 MiB, as in grpc-java. Any number.
+    ///
+    /// Only calls of methods declared idempotent keep anything, and only until the call is committed to an attempt. One whose
+    /// request does not fit is sent all the same, to the server it is at, and is not tried again.
+    ///
+    /// ```
+    /// let channel = equipoise::Channel::builder("static:127.0.0.1:50051")?
+    ///     .retry_buffer(1 << 20, 64 << 20)
+    ///     .build()?;
+    /// # Ok::<(), equipoise::Error>(())
+    /// ```
+    pub fn retry_buffer(mut self, per_call: usize, per_channel: usize) -> Self {
+        self.settings.calls.retry_buffer = BufferLimits {
+            per_call,
+            per_channel,
+        };
         self
     }
 

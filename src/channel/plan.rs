@@ -18,6 +18,7 @@ use crate::transport::Connector;
 
 use super::bell::Bell;
 use super::driver::{Ask, Driver, Limits};
+use super::replay::BufferLimits;
 use super::routes::{MakePolicy, Wanted};
 use super::service::Channel;
 use super::shared::{CallLimits, Core, Shared};
@@ -48,6 +49,7 @@ impl Default for Settings {
                 in_flight: None,
                 throttling: None,
                 retry_budget: RetryBudget::default(),
+                retry_buffer: BufferLimits::default(),
             },
             retry: RetryPolicy::default(),
             health: None,

@@ -23,8 +23,8 @@ use http_body::{Body as _, Frame, SizeHint};
 use tonic::Status;
 use tonic::body::Body;
 
-pub(super) use allowance::Allowance;
 use allowance::FRAME;
+pub(super) use allowance::{Allowance, BufferLimits};
 use waiting::Waiting;
 
 /// One sending of the request.

@@ -16,7 +16,7 @@ use crate::retry::{Budget, RetryBudget, Throttle, Throttling};
 use crate::transport::Connection;
 
 use super::bell::Breaker;
-use super::replay::Allowance;
+use super::replay::{Allowance, BufferLimits};
 use super::resolution::Heard;
 use super::routes::Routes;
 use super::snapshot::Snapshot;
@@ -31,6 +31,7 @@ pub(super) struct CallLimits {
     pub(super) in_flight: Option<u32>,
     pub(super) throttling: Option<Throttling>,
     pub(super) retry_budget: RetryBudget,
+    pub(super) retry_buffer: BufferLimits,
 }
 
 /// What the calls and the driver share.
@@ -64,7 +65,7 @@ impl<N> Core<N> {
             breaker: limits.in_flight.map(Breaker::new),
             throttle: limits.throttling.as_ref().map(Throttle::new).map(Arc::new),
             budget: Budget::new(&limits.retry_budget),
-            allowance: Arc::default(),
+            allowance: Arc::new(Allowance::new(limits.retry_buffer)),
             heard: ArcSwap::default(),
         }
     }

@@ -69,6 +69,12 @@ async fn calls_are_repeated_only_where_that_is_declared_harmless() {
         hello + gather == 10,
         "nothing was declared: {hello} {gather}"
     );
+    let unsaid = MethodConfig::default().with_timeout(Duration::from_secs(20));
+    let [hello, gather] = failed(|builder| builder.service_config(SERVICE, unsaid)).await;
+    assert!(
+        hello + gather == 10,
+        "something else was said: {hello} {gather}"
+    );
     let repeated = failed(|builder| builder.service_config(SERVICE, harmless)).await;
     assert_eq!(repeated, [0, 0], "the whole service");
     let [hello, gather] = failed(|builder| builder.method_config(GATHER, harmless)).await;
@@ -89,6 +95,50 @@ async fn calls_are_repeated_only_where_that_is_declared_harmless() {
     })
     .await;
     assert!(some(hello + gather), "{hello} {gather}");
+}
+
+/// A request that a call may not keep is sent once; how much it may keep can be said.
+#[tokio::test]
+async fn a_request_is_sent_again_only_if_it_could_be_kept() {
+    let kib = 1 << 10;
+    for (limits, small, large) in [
+        (None, 2, 1),
+        (Some((400 * kib, 1_000 * kib)), 2, 2),
+        (Some((400 * kib, 200 * kib)), 2, 1),
+        (Some((0, 1_000 * kib)), 1, 1),
+    ] {
+        let ledger = Ledger::create();
+        let server = Server::start(Options {
+            ledger: Some(ledger.path().into()),
+            ..Options::new("a")
+        });
+        let twice = RetryPolicy::default()
+            .with_max_attempts(2)
+            .with_backoff(MS, MS);
+        let harmless = MethodConfig::default().with_idempotent(true);
+        let mut builder = Channel::from_endpoints(endpoints(&[&server]))
+            .outlier_detection(None)
+            .retry(twice)
+            .service_config(SERVICE, harmless);
+        if let Some((per_call, per_channel)) = limits {
+            builder = builder.retry_buffer(per_call, per_channel);
+        }
+        let channel = builder.build().unwrap();
+        let mut client = GreeterClient::new(channel.clone());
+        for (id, bytes) in [(1, 10), (2, 300 * kib)] {
+            let request = HelloRequest {
+                id,
+                code: Code::Unavailable as u32,
+                payload: vec![7; bytes],
+                ..HelloRequest::default()
+            };
+            let status = client.say_hello(request).await.unwrap_err();
+            assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+        }
+        quiet(&channel).await;
+        let attempts = |id| ledger.executions().iter().filter(|e| e.id == id).count();
+        assert_eq!((attempts(1), attempts(2)), (small, large), "{limits:?}");
+    }
 }
 
 /// A method's own policy, its service's, and the channel's: told apart by the codes they heed.

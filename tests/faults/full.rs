@@ -483,6 +483,10 @@ fn page() -> String {
          *held*: all counts and codes were as they must be and every time was within its bound. *late*: a time was not, by less \
          than ten times. *held in part*: the row asks for something that is not built yet. *pending*: all of it is. *not run*: \
          there is a test, and no result of a full run. Figures are the worst of all seeds.\n\n\
+         Unless a row is about one of them, the channel has the matrix' settings, which are shorter than our defaults: 1 s to \
+         connect, backoff 0.2 s × 1.6 up to 2 s, pings after 1 s and given up after 1 s, 5 s to drain, 1,000 calls in line, \
+         failures judged each second, ejections of 2 s and a slow start of 1 s after them. With the default slow start of 5 s \
+         a server that was frozen (N3, N5) has its fair share again after 7.5 s.\n\n\
          Made from `{RESULTS}` by `tests/faults/full.rs`, which says how to run it.\n\n\
          {}.\n\n\
          | row | fault | criterion | result | figures | control |\n|---|---|---|---|---|---|\n{table}",

@@ -6,27 +6,34 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// have no limit.
 pub(super) const FRAME: usize = 64;
 
-/// How much of their requests the calls of a channel may keep, so that they can be sent again.
-#[derive(Debug)]
-pub(in crate::channel) struct Allowance {
-    per_call: usize,
-    per_channel: usize,
-    held: AtomicUsize,
+/// The most bytes that calls keep, each of them and all together. Each frame counts [`FRAME`] bytes more than it has.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::channel) struct BufferLimits {
+    pub(in crate::channel) per_call: usize,
+    pub(in crate::channel) per_channel: usize,
 }
 
-impl Default for Allowance {
+impl Default for BufferLimits {
     /// 256 KiB for a call, as in grpc-go and gRPC's C-core, and 16 MiB for all calls of a channel, as in grpc-java.
     fn default() -> Self {
-        Self::new(256 << 10, 16 << 20)
+        Self {
+            per_call: 256 << 10,
+            per_channel: 16 << 20,
+        }
     }
 }
 
+/// How much of their requests the calls of a channel may keep, so that they can be sent again.
+#[derive(Debug, Default)]
+pub(in crate::channel) struct Allowance {
+    limits: BufferLimits,
+    held: AtomicUsize,
+}
+
 impl Allowance {
-    /// So many bytes for one call, and for all calls together. Each frame counts [`FRAME`] bytes more than it has.
-    pub(in crate::channel) fn new(per_call: usize, per_channel: usize) -> Self {
+    pub(in crate::channel) fn new(limits: BufferLimits) -> Self {
         Self {
-            per_call,
-            per_channel,
+            limits,
             held: AtomicUsize::new(0),
         }
     }
@@ -40,14 +47,14 @@ impl Allowance {
 
     /// Takes so many bytes for a call that has `held`, if it may.
     pub(super) fn take(&self, bytes: usize, held: usize) -> bool {
-        if held + bytes > self.per_call {
+        if held + bytes > self.limits.per_call {
             return false;
         }
         let taken = self
             .held
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |all| {
                 all.checked_add(bytes)
-                    .filter(|&all| all <= self.per_channel)
+                    .filter(|&all| all <= self.limits.per_channel)
             });
         taken.is_ok()
     }

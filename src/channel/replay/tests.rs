@@ -67,6 +67,13 @@ fn trailers() -> HeaderMap {
     trailers
 }
 
+fn allowance(per_call: usize, per_channel: usize) -> Allowance {
+    Allowance::new(BufferLimits {
+        per_call,
+        per_channel,
+    })
+}
+
 /// A request over a scripted body, and what the test sees of it.
 struct Bench {
     replay: Replay,
@@ -331,7 +338,7 @@ fn one_that_waits_hears_of_a_commitment() {
 
 #[test]
 fn a_request_too_large_for_its_call_commits_it_to_the_one_that_is_furthest() {
-    let allowance = Allowance::new(2 * FRAME + 10, 1_000);
+    let allowance = allowance(2 * FRAME + 10, 1_000);
     let bench = Bench::with(
         allowance,
         [data("aaaa"), data("bbbb"), data("ccc"), data("d")],
@@ -352,7 +359,7 @@ fn a_request_too_large_for_its_call_commits_it_to_the_one_that_is_furthest() {
 
 #[test]
 fn the_calls_of_a_channel_share_what_they_may_keep() {
-    let allowance = Arc::new(Allowance::new(1_000, 2 * FRAME + 8));
+    let allowance = Arc::new(allowance(1_000, 2 * FRAME + 8));
     let [first, second, third] = ["aaaa", "bbbb", "c"].map(|text| {
         let body = http_body_util::Full::new(Bytes::from_static(text.as_bytes()));
         Replay::new(Body::new(body), allowance.clone())
@@ -426,7 +433,7 @@ fn the_size_is_what_is_left() {
 #[test]
 fn attempts_on_several_threads_all_read_everything() {
     let (sender, receiver) = channel();
-    let allowance = Arc::new(Allowance::new(1 << 20, 1 << 20));
+    let allowance = Arc::new(allowance(1 << 20, 1 << 20));
     let replay = Replay::new(Body::new(receiver), allowance.clone());
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(3)
@@ -548,7 +555,7 @@ proptest! {
     ) {
         let expected = whole(&turns);
         let Bench { replay, allowance, asleep, .. } =
-            Bench::with(Allowance::new(per_call, per_channel), turns);
+            Bench::with(allowance(per_call, per_channel), turns);
         let mut replay = Some(replay);
         let mut hands: Vec<Hand> = Vec::new();
         let mut winner = None;
