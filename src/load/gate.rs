@@ -353,6 +353,21 @@ mod tests {
     }
 
     #[test]
+    fn a_run_from_before_an_ejection_is_forgotten() {
+        let gate = gate(3);
+        let fault = || {
+            let admission = gate.enter().unwrap();
+            end(&gate, admission, UNAVAILABLE)
+        };
+        assert_eq!((fault(), fault()), (None, None));
+        // Ejected for its rate and let back in by a trial that ends busy, so that nothing else ends the run.
+        gate.set(Entry::Trial);
+        gate.set(Entry::Open);
+        assert_eq!((fault(), fault()), (None, None), "two of three");
+        assert_eq!(fault(), Some(Notice::FaultsInARow));
+    }
+
+    #[test]
     fn a_server_that_says_it_is_busy_has_passed() {
         let gate = gate(5);
         gate.set(Entry::Trial);
