@@ -2,6 +2,7 @@
 
 mod moved;
 mod naive;
+mod rotated;
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};

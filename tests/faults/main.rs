@@ -106,8 +106,13 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Our own channel over `addresses`, with the reference settings of the fault matrix.
 fn reference(addresses: &[SocketAddr]) -> Builder<Channel> {
+    reference_over(addresses.iter().copied().map(Endpoint::from))
+}
+
+/// The same over endpoints of any kind.
+fn reference_over(endpoints: impl IntoIterator<Item = Endpoint>) -> Builder<Channel> {
     let second = Duration::from_secs(1);
-    Channel::from_endpoints(addresses.iter().copied().map(Endpoint::from))
+    Channel::from_endpoints(endpoints)
         .connect_timeout(second)
         .backoff(reference_backoff())
         .keepalive(second, second)

@@ -183,6 +183,22 @@ rows! {
         against: &[],
         lacks: None,
     };
+    n11: "one of three servers is behind a link of 64 kbit/s",
+        "its share after 2 s: below 5 % by latency (peak EWMA, adaptive), below 15 % by calls in flight (least request); 0 connections closed by keepalive while bytes arrive" =>
+    State::Tests {
+        by: &[],
+        long: &[
+            "n::narrow::n11_a_narrow_link_under_peak_ewma",
+            "n::narrow::n11_a_narrow_link_under_adaptive",
+            "n::narrow::n11_a_narrow_link_under_least_request",
+            "n::narrow::n11_a_long_answer_outlasts_the_keepalive",
+        ],
+        against: &[
+            "n::narrow::n11_control_in_turns_a_narrow_link_keeps_its_third",
+            "n::narrow::n11_control_tonic_gives_up_a_link_on_which_bytes_arrive",
+        ],
+        lacks: None,
+    };
     n13: "one server is 200 ms away",
         "0 calls fail; its share is below 10 % within 2 s" =>
     State::Tests {
@@ -200,6 +216,18 @@ rows! {
         by: &[],
         long: &["n::far::n14_a_link_that_flaps"],
         against: &["n::far::n14_control_calls_on_that_link_alone_wait_for_it"],
+        lacks: None,
+    };
+    n15: "addresses of IPv6 and IPv4, and IPv6 swallows connections",
+        "at most 300 ms added to the first call, and to the first after each later connect; 0 calls fail" =>
+    State::Tests {
+        by: &[],
+        long: &[
+            "n::families::n15_one_connection_and_ipv6_first",
+            "n::families::n15_servers_with_an_address_of_each_family",
+            "n::families::n15_a_name_with_addresses_of_both_families",
+        ],
+        against: &["n::families::n15_control_one_address_after_the_other_ends_in_ipv6"],
         lacks: None,
     };
     n17: "one address for many servers, and a new server behind it",
@@ -487,6 +515,20 @@ rows! {
         by: &[],
         long: &["c::c6_alpn"],
         against: &["c::naive::c6_control_without_alpn_they_all_speak_http_2"],
+        lacks: None,
+    };
+    c7: "certificate, key and root are replaced under load, the key first",
+        "0 calls fail; new root and new pair in use within the second between two looks, and one more; half a pair is never used" =>
+    State::Tests {
+        by: &[],
+        long: &[
+            "c::rotated::c7_a_key_before_its_certificate",
+            "c::rotated::c7_a_new_root_and_servers_that_follow",
+        ],
+        against: &[
+            "c::rotated::c7_control_who_does_not_look_shows_half_a_pair",
+            "c::rotated::c7_control_a_root_that_was_given_stays",
+        ],
         lacks: None,
     };
     c8: "our certificate is refused after the handshake",

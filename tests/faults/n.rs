@@ -1,9 +1,11 @@
 //! N: TCP and routing.
 
 mod connecting;
+mod families;
 mod far;
 mod files;
 mod namespaces;
+mod narrow;
 mod repeated;
 mod shared;
 mod silent;

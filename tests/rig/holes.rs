@@ -1,6 +1,6 @@
 //! Addresses where no server answers.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use socket2::{Domain, Socket, Type};
 
@@ -13,7 +13,7 @@ pub struct Refused {
 
 /// Takes a free port of loopback and refuses connections to it as long as the value lives.
 pub fn refused() -> Refused {
-    let socket = bound();
+    let socket = bound(Ipv4Addr::LOCALHOST);
     Refused {
         address: address(&socket),
         _socket: socket,
@@ -31,7 +31,16 @@ pub struct BlackHole {
 
 /// Takes a free port of loopback and swallows connections to it as long as the value lives.
 pub fn black_hole() -> BlackHole {
-    let listener = bound();
+    black_hole_at(Ipv4Addr::LOCALHOST)
+}
+
+/// The same on the loopback of IPv6.
+pub fn black_hole_v6() -> BlackHole {
+    black_hole_at(Ipv6Addr::LOCALHOST)
+}
+
+fn black_hole_at(host: impl Into<IpAddr>) -> BlackHole {
+    let listener = bound(host);
     listener.listen(0).expect("a bound socket listens");
     let address = address(&listener);
     let occupant = std::net::TcpStream::connect(address).expect("a backlog of 0 takes one");
@@ -51,7 +60,7 @@ pub struct Silent {
 
 /// Takes a free port of loopback and keeps silent on it as long as the value lives.
 pub fn silent() -> Silent {
-    let listener = bound();
+    let listener = bound(Ipv4Addr::LOCALHOST);
     listener.listen(1_024).expect("a bound socket listens");
     Silent {
         address: address(&listener),
@@ -59,14 +68,15 @@ pub fn silent() -> Silent {
     }
 }
 
-fn bound() -> Socket {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket can be had");
-    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+fn bound(host: impl Into<IpAddr>) -> Socket {
+    let any = SocketAddr::from((host.into(), 0));
+    let socket = Socket::new(Domain::for_address(any), Type::STREAM, None);
+    let socket = socket.expect("a socket can be had");
     socket.bind(&any.into()).expect("loopback has a free port");
     socket
 }
 
 fn address(socket: &Socket) -> SocketAddr {
     let address = socket.local_addr().expect("a bound socket has an address");
-    address.as_socket().expect("and it is an IPv4 one")
+    address.as_socket().expect("and it is an IP one")
 }

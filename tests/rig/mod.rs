@@ -16,6 +16,7 @@ pub mod ledger;
 pub mod load;
 pub mod middlebox;
 pub mod names;
+pub mod narrow;
 pub mod process;
 pub mod rivals;
 pub mod timer;

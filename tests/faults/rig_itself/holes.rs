@@ -4,7 +4,7 @@ use std::io::{ErrorKind, Read};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use crate::rig::holes::{black_hole, refused, silent};
+use crate::rig::holes::{black_hole, black_hole_v6, refused, silent};
 
 #[test]
 fn each_hole_is_what_it_says() {
@@ -17,9 +17,10 @@ fn each_hole() {
     let error = TcpStream::connect(refused.address).expect_err("nobody listens");
     assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
 
-    let hole = black_hole();
-    let error = TcpStream::connect_timeout(&hole.address, wait).expect_err("SYNs are dropped");
-    assert_eq!(error.kind(), ErrorKind::TimedOut);
+    for hole in [black_hole(), black_hole_v6()] {
+        let error = TcpStream::connect_timeout(&hole.address, wait).expect_err("SYNs are dropped");
+        assert_eq!(error.kind(), ErrorKind::TimedOut);
+    }
 
     let silent = silent();
     let mut stream = TcpStream::connect(silent.address).expect("the kernel answers");

@@ -7,4 +7,5 @@ mod greeter;
 mod holes;
 mod ledger;
 mod load;
+mod narrow;
 mod process;
