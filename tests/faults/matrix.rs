@@ -195,7 +195,7 @@ rows! {
         ],
         against: &[
             "n::narrow::n11_control_in_turns_a_narrow_link_keeps_its_third",
-            "n::narrow::n11_control_tonic_gives_up_a_link_on_which_bytes_arrive",
+            "n::narrow::n11_control_a_ping_behind_a_long_answer_is_answered_late",
         ],
         lacks: None,
     };

@@ -3,6 +3,7 @@
 //! The kernel of a test machine need not have netem, so the link is made in user space. What it cannot hand on yet it
 //! does not read: it waits where it would on a real link, in the buffers of whoever sent it.
 
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,8 +22,11 @@ use super::timer;
 /// What the link takes at once.
 const PIECE: usize = 128;
 
-/// What is asked of the kernel as the link's own buffers: the least there is, so that little is under way.
-const BUFFER: u32 = 1_024;
+/// What is asked of the kernel as the link's own buffers, so that little is under way.
+const BUFFER: usize = 4 * 1_024;
+
+/// The largest segment. Loopback's own are larger than these buffers, and would wait for room that never comes.
+const SEGMENT: u32 = 536;
 
 /// The near end of the link; it is cut when the value goes.
 #[derive(Debug)]
@@ -80,27 +84,29 @@ impl Drop for Narrow {
     }
 }
 
-/// Its connections inherit the small buffers.
+/// A socket for one side of the link.
+fn socket() -> io::Result<Socket> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.set_recv_buffer_size(BUFFER)?;
+    socket.set_send_buffer_size(BUFFER)?;
+    socket.set_tcp_mss(SEGMENT)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+/// Its connections inherit what the socket was set to.
 fn listen() -> Socket {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket can be had");
-    for set in [
-        socket.set_recv_buffer_size(BUFFER as usize),
-        socket.set_send_buffer_size(BUFFER as usize),
-        socket.set_nonblocking(true),
-    ] {
-        set.expect("a TCP socket takes it");
-    }
+    let socket = socket().expect("a TCP socket can be had so");
     let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     socket.bind(&any.into()).expect("loopback has a free port");
     socket.listen(1_024).expect("a bound socket listens");
     socket
 }
 
-async fn connect(server: SocketAddr) -> std::io::Result<TcpStream> {
-    let socket = TcpSocket::new_v4()?;
-    socket.set_recv_buffer_size(BUFFER)?;
-    socket.set_send_buffer_size(BUFFER)?;
-    socket.connect(server).await
+async fn connect(server: SocketAddr) -> io::Result<TcpStream> {
+    TcpSocket::from_std_stream(socket()?.into())
+        .connect(server)
+        .await
 }
 
 async fn accept(
