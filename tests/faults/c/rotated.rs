@@ -12,7 +12,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::sign::CertifiedKey;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, SignatureScheme};
 
-use super::{NAME, failed, options, says};
+use super::{NAME, failed, options, says, serve};
 use crate::rig::clean::{Footprint, alone};
 use crate::rig::greeter::{Options, Server};
 use crate::rig::ledger::Ledger;
@@ -27,8 +27,9 @@ const LOOK: Duration = Duration::from_secs(1);
 /// How long after that they may take effect.
 const EFFECT: Duration = Duration::from_secs(1);
 
-/// Servers send connections away at this age, so that handshakes go on and on.
-const AGE: Duration = Duration::from_millis(300);
+/// Connections are replaced at this age, so that handshakes go on and on. By us: a call that two servers in a row send
+/// away by GOAWAY fails, whatever is in the files.
+const AGE: Duration = Duration::from_secs(1);
 
 /// A directory for one test, gone with the value.
 struct Files(PathBuf);
@@ -67,18 +68,13 @@ impl Drop for Files {
 
 /// Three servers behind `acceptor`.
 fn three(acceptor: &Acceptor, names: [&str; 3], ledger: &Ledger) -> [Server; 3] {
-    names.map(|name| {
-        let options = Options {
-            max_connection_age: Some(AGE),
-            ..options(name, ledger)
-        };
-        Server::start_behind(acceptor.clone(), options)
-    })
+    names.map(|name| serve(acceptor, name, ledger))
 }
 
 fn over(servers: &[Server], tls: Tls) -> Builder<Channel> {
     let addresses: Vec<_> = servers.iter().map(|server| server.address).collect();
-    reference(&addresses).authority(NAME).tls(tls)
+    let builder = reference(&addresses).max_connection_age(AGE);
+    builder.authority(NAME).tls(tls)
 }
 
 /// That channel once it is ready, and a load on it.
@@ -95,7 +91,7 @@ async fn loaded(builder: Builder<Channel>) -> (Channel, Running) {
 
 /// Long enough for a look at the files, and for handshakes after it.
 async fn looked() {
-    timer::pause(LOOK + size::of(AGE, 3 * LOOK)).await;
+    timer::pause(LOOK + size::of(1, 3) * AGE).await;
 }
 
 /// C7, our own certificate: its key comes first and does not belong to it, so the old pair goes on. With the certificate
@@ -126,16 +122,16 @@ fn c7_a_key_before_its_certificate() {
         let half = shown();
         let meanwhile = half.len() - whole;
         size::figure("handshakes with half a pair", meanwhile as f64, "");
-        assert!(meanwhile >= 5, "{meanwhile}");
+        assert!(meanwhile >= 3, "{meanwhile}");
         assert!(half.iter().all(is(&old)), "a certificate nobody named");
 
         files.replace("cert.pem", &new.cert);
         let took = until("the new pair is shown", || shown().iter().any(is(&new))).await;
         report("the new pair", took, LOOK + EFFECT);
         // Handshakes that were under way end.
-        timer::pause(AGE).await;
+        timer::pause(AGE / 4).await;
         let known = shown().len();
-        until("others have followed", || shown().len() >= known + 5).await;
+        until("others have followed", || shown().len() >= known + 3).await;
         assert!(shown()[known..].iter().all(is(&new)), "the old certificate");
 
         let verdict = ledger.audit(&load.stop().await);
@@ -234,7 +230,14 @@ fn c7_control_who_does_not_look_shows_half_a_pair() {
         // A session that is resumed needs no certificate.
         config.resumption = Resumption::disabled();
         let acceptor = Acceptor::asking(&ca.issue(&[NAME]), &clients);
-        let servers = three(&acceptor, ["b1", "b2", "b3"], &ledger);
+        // Who has a connection keeps it until another is made: here the servers end them.
+        let servers = ["b1", "b2", "b3"].map(|name| {
+            let options = Options {
+                max_connection_age: Some(AGE),
+                ..options(name, &ledger)
+            };
+            Server::start_behind(acceptor.clone(), options)
+        });
         let (_channel, load) = loaded(over(&servers, Tls::from_config(config))).await;
         assert_eq!(acceptor.seen.refused(), [""; 0]);
         files.replace("key.pem", &new.key);
