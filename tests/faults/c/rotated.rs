@@ -119,6 +119,8 @@ fn c7_a_key_before_its_certificate() {
         let whole = shown().len();
         files.replace("key.pem", &new.key);
         looked().await;
+        // A pair that does not fit is found out by the server.
+        assert_eq!(acceptor.seen.refused(), [""; 0]);
         let half = shown();
         let meanwhile = half.len() - whole;
         size::figure("handshakes with half a pair", meanwhile as f64, "");
@@ -137,7 +139,6 @@ fn c7_a_key_before_its_certificate() {
         let verdict = ledger.audit(&load.stop().await);
         println!("{verdict}");
         verdict.assert_unnoticed();
-        // A pair that does not fit is found out by the server.
         assert_eq!(acceptor.seen.refused(), [""; 0]);
         drop(servers);
         clean(channel, &before).await;
