@@ -3,7 +3,7 @@
 //! It is a test of this binary that does nothing unless it was started so; what it finds it prints, line by line.
 
 use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
@@ -90,6 +90,15 @@ impl Client {
         while self.lines.read_line(&mut rest).expect("it writes text") > 0 {}
         let status = self.child.wait().expect("it is our child");
         assert!(status.success(), "the client failed: {rest}");
+    }
+
+    /// Waits for its end, which must be a bad one; how it ended.
+    pub(crate) fn died(mut self) -> ExitStatus {
+        let mut rest = String::new();
+        while self.lines.read_line(&mut rest).expect("it writes text") > 0 {}
+        let status = self.child.wait().expect("it is our child");
+        assert!(!status.success(), "the client lives: {rest}");
+        status
     }
 
     fn pid(&self) -> Pid {

@@ -1,6 +1,8 @@
 //! D: membership, whatever the resolver.
 
+mod churn;
 mod hostile;
+mod large;
 mod resolver;
 
 use std::net::{IpAddr, SocketAddr};

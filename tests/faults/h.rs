@@ -4,6 +4,7 @@ mod hedging;
 mod memory;
 mod metastable;
 mod retries;
+mod stacked;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;

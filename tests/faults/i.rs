@@ -1,6 +1,7 @@
 //! I: clock, processor, memory, process.
 
 mod many;
+mod queued;
 mod stalled;
 
 use std::net::SocketAddr;

@@ -595,6 +595,26 @@ rows! {
         against: &["d::d6_control_the_ledger_sees_picks_of_an_endpoint"],
         lacks: None,
     };
+    d7: "100 lists a second of random halves of 50 endpoints, for 60 s",
+        "0 calls fail; at most 50 connections and those that drain, all 50 in use within 1 s of the last list; CLEAN" =>
+    State::Tests {
+        by: &[],
+        long: &["d::churn::d7_a_hundred_lists_a_second"],
+        against: &[
+            "d::churn::d7_control_a_connection_for_each_line_of_each_list_is_seen",
+        ],
+        lacks: Some("how many of the lists were applied, and a pick's p99 of 5 µs: neither can be seen from outside"),
+    };
+    d8: "10,000 endpoints in one list",
+        "applied within 100 ms; at most 200 connects a second; at most 4 KiB for each that is not connected" =>
+    State::Tests {
+        by: &["d::large::d8_ten_thousand_in_one_list"],
+        long: &[],
+        against: &[
+            "d::large::d8_control_without_a_rate_all_are_connected_to_at_once",
+        ],
+        lacks: Some("a pick's p99 of 2 µs, which cannot be seen from outside; there is no subsetting"),
+    };
     d9: "1,000,000 endpoints",
         "memory grows by 64 MiB at most; 10,000 are taken, the same each time; other tasks wait for 10 ms at most" =>
     State::Tests {
@@ -1066,6 +1086,14 @@ rows! {
         against: &["h13::h13_control_tonic_dials_for_every_call"],
         lacks: None,
     };
+    h14: "retries of the caller's own around ours",
+        "grpc-previous-rpc-attempts exact: ours from the start for each call of a layer that does not count, and beyond its count where it does" =>
+    State::Tests {
+        by: &["h::stacked::h14_attempts_are_counted_within_each_call_of_an_outer_layer"],
+        long: &[],
+        against: &["h::stacked::h14_control_around_tonic_no_attempt_is_counted"],
+        lacks: None,
+    };
     h15: "one call more waits than may",
         "it ends within 5 ms; the others are served in their order" =>
     State::Tests {
@@ -1146,6 +1174,16 @@ rows! {
         by: &[],
         long: &["i::i4_a_starved_client"],
         against: &["i::i4_control_left_alone_it_runs_without_gaps"],
+        lacks: None,
+    };
+    i5: "100,000 calls with nobody ready, in 64 MiB",
+        "the process lives; those beyond the line end RESOURCE_EXHAUSTED, those in it are served" =>
+    State::Tests {
+        by: &[],
+        long: &[
+            "i::queued::i5_a_hundred_thousand_calls_in_little_memory",
+        ],
+        against: &["i::queued::i5_control_with_a_line_for_all_it_dies"],
         lacks: None,
     };
     i6: "the user's code blocks a thread of the runtime",

@@ -118,6 +118,10 @@ pub(super) async fn run<N: Connection>(
             Attempts::hedging(policy, p95, deadline)
         }
     };
+    // Retries of the caller's own, around ours: those count too.
+    let before = head.headers().get(PREVIOUS_ATTEMPTS);
+    let before = before.and_then(|count| count.to_str().ok()?.parse().ok());
+    let before: u32 = before.unwrap_or(0);
     let replay = Replay::new(body, core.allowance.clone());
     let trail = Arc::new(Trail::default());
     // By the numbers of the attempts, as are the readers of the request.
@@ -137,7 +141,7 @@ pub(super) async fn run<N: Connection>(
                 answers.push(None);
                 let mut head = head.clone();
                 if attempt > 0 {
-                    let previous = HeaderValue::from(attempt);
+                    let previous = HeaderValue::from(before.saturating_add(attempt));
                     head.headers_mut().insert(PREVIOUS_ATTEMPTS, previous);
                 }
                 let payload = Payload::Untouched(body);

@@ -136,7 +136,7 @@ fn d10_control_a_naive_client_panics_with_its_resolver() {
 }
 
 /// A list of many: addresses of loopback where nobody listens.
-fn many(count: u32) -> Vec<Endpoint> {
+pub(super) fn many(count: u32) -> Vec<Endpoint> {
     let address =
         |n: u32| SocketAddr::from(((0x7f01_0000 | n >> 8).to_be_bytes(), 1 + (n & 0xff) as u16));
     (0..count).map(|n| Endpoint::from(address(n))).collect()

@@ -13,7 +13,7 @@ use http_body_util::BodyExt;
 use tokio::sync::mpsc;
 use tonic::body::Body;
 use tonic::{Code, Request, Status};
-use tower::{Service, ServiceExt};
+use tower::Service;
 
 use crate::Fleet;
 use crate::balanced::{PATIENCE, clean, over, ready, report};
@@ -363,14 +363,14 @@ fn h6_control_without_retries_a_small_request_fails() {
 }
 
 /// What a server read in the head of an attempt: `grpc-previous-rpc-attempts` and `grpc-timeout`, and when.
-struct Head {
+pub(super) struct Head {
     at: Instant,
-    previous: Option<String>,
+    pub(super) previous: Option<String>,
     timeout: String,
 }
 
 /// A server that fails each call, and tells of their heads. It ends with its only connection.
-async fn reading() -> (SocketAddr, mpsc::UnboundedReceiver<Head>) {
+pub(super) async fn reading() -> (SocketAddr, mpsc::UnboundedReceiver<Head>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
     let listener = listener.expect("loopback has a free port");
     let address = listener.local_addr().expect("it is bound");
@@ -442,29 +442,44 @@ fn h12_h14_each_attempt_has_its_own_headers() {
     });
 }
 
-/// What tower's retry layer does around a channel: the request as it was, once more.
+/// What tower's retry layer does around a channel: the request as it was, four times; and what a more careful one does,
+/// which says in a header how many there were before.
 #[derive(Clone)]
-struct Again(tonic::transport::Channel);
+pub(super) struct Again<C> {
+    client: C,
+    count: Option<&'static str>,
+}
 
-impl Service<http::Request<Body>> for Again {
-    type Response = http::Response<Body>;
-    type Error = Box<dyn std::error::Error + Send + Sync>;
+impl<C> Again<C> {
+    pub(super) fn new(client: C, count: Option<&'static str>) -> Self {
+        Self { client, count }
+    }
+}
+
+impl<C: load::Client> Service<http::Request<Body>> for Again<C> {
+    type Response = http::Response<C::ResponseBody>;
+    type Error = tonic::codegen::StdError;
     type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.0.poll_ready(cx).map_err(Into::into)
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let mut channel = self.0.clone();
+        let Self { mut client, count } = self.clone();
         Box::pin(async move {
             let (head, body) = request.into_parts();
             let body = body.collect().await?.to_bytes();
-            let mut attempts = 0;
+            let mut attempts = 0u32;
             loop {
                 let body = http_body_util::Full::new(body.clone());
-                let request = http::Request::from_parts(head.clone(), Body::new(body));
-                let response = channel.ready().await?.call(request).await?;
+                let mut request = http::Request::from_parts(head.clone(), Body::new(body));
+                if let Some(count) = count.filter(|_| attempts > 0) {
+                    request.headers_mut().insert(count, attempts.into());
+                }
+                let ready = std::future::poll_fn(|cx| client.poll_ready(cx)).await;
+                ready.map_err(Into::into)?;
+                let response = client.call(request).await.map_err(Into::into)?;
                 attempts += 1;
                 let status = response.headers().get("grpc-status");
                 if attempts == 4 || status.is_none_or(|status| status == "0") {
@@ -481,7 +496,7 @@ impl Service<http::Request<Body>> for Again {
 fn h12_control_a_retry_around_tonic_sends_the_same_time_again() {
     alone(async {
         let (address, mut heads) = reading().await;
-        let client = Again(tonic_endpoint(address).connect_lazy());
+        let client = Again::new(tonic_endpoint(address).connect_lazy(), None);
         let ended = load::call(client, HelloRequest::default(), 10_000 * MS, now()).await;
         let end = ended.end.expect("it ended");
         assert_eq!(end.code, Code::Unavailable, "{end:?}");

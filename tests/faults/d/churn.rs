@@ -1,0 +1,152 @@
+//! D7: a list that changes a hundred times a second.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use equipoise::rng::Rng;
+
+use crate::Fleet;
+use crate::balanced::{all_ready, clean, endpoints, listed, over, ready, report, until};
+use crate::rig::clean::{Footprint, alone};
+use crate::rig::greeter::{Options, tonic_endpoint};
+use crate::rig::load::Load;
+use crate::size::{self, figure};
+
+const ALL: usize = 50;
+/// Lists a second.
+const LISTS: u32 = 100;
+
+/// Three servers that listen on all of loopback, so that each has as many addresses as are wanted.
+fn everywhere() -> Fleet {
+    let servers = (1..=3).map(|n| Options {
+        work: Duration::from_millis(1),
+        listen: (Ipv4Addr::UNSPECIFIED, 0).into(),
+        ..Options::new(&format!("b{n}"))
+    });
+    Fleet::of(servers.collect())
+}
+
+/// Fifty addresses of theirs.
+fn fifty(fleet: &Fleet) -> Vec<SocketAddr> {
+    let servers = fleet.addresses();
+    let ports = servers.iter().map(SocketAddr::port).cycle();
+    let hosts = (1..=ALL as u8).map(|n| [127, 0, 1, n]);
+    hosts.zip(ports).map(SocketAddr::from).collect()
+}
+
+/// Each with a chance of a half, one at least, in any order.
+fn some(all: &[SocketAddr], rng: &mut Rng) -> Vec<SocketAddr> {
+    let mut list = all.to_vec();
+    for last in (1..list.len()).rev() {
+        list.swap(last, rng.below(last + 1));
+    }
+    let mut first = true;
+    list.retain(|_| std::mem::take(&mut first) || rng.below(2) == 0);
+    list
+}
+
+/// The sockets this process has open.
+fn sockets() -> usize {
+    let files = std::fs::read_dir("/proc/self/fd").expect("linux lists open files there");
+    let links = files.flatten().map(|file| std::fs::read_link(file.path()));
+    let sockets = links.filter(|link| {
+        let link = link.as_ref().ok();
+        link.is_some_and(|link| link.to_string_lossy().starts_with("socket:"))
+    });
+    sockets.count()
+}
+
+/// D7: no call fails, whoever it was that has just gone; those who go are let go of, and once the list rests it is used
+/// as it is.
+#[test]
+fn d7_a_hundred_lists_a_second() {
+    alone(async {
+        let before = Footprint::take();
+        let fleet = everywhere();
+        let all = fifty(&fleet);
+        let seed = size::seed();
+        let mut rng = Rng::new(seed);
+        let none = sockets();
+        let channel = ready(over(&all)).await;
+        let rate = size::of(500, 2_000);
+        let load = Load {
+            rate,
+            ..Load::of(u64::from(rate) * size::of(3, 60))
+        };
+        let each = u64::from(rate / LISTS);
+        let (mut lists, mut live, mut most) = (0, 0, 0);
+        let calls = load.run_with(channel.clone(), |number| {
+            if number % each == 0 {
+                let list = endpoints(&some(&all, &mut rng));
+                channel.set_endpoints(list).expect("it is open");
+                lists += 1;
+                let known = channel.endpoints();
+                most = most.max(known.len());
+                live = live.max(sockets().saturating_sub(none));
+            }
+            ControlFlow::Continue(())
+        });
+        let verdict = fleet.ledger.audit(&calls.await);
+        println!("seed {seed}, {lists} lists\n{verdict}");
+        verdict.assert_unnoticed();
+        assert_eq!(lists, load.calls / each);
+        figure("endpoints at most", most as f64, "");
+        figure("connections at most, of those that drain too", live as f64, "");
+        assert!(most <= ALL, "seed {seed}: {most} endpoints");
+        // What drains has a call of a millisecond under way, and none has more than one of either kind.
+        assert!((2..=2 * ALL).contains(&live), "seed {seed}: {live}");
+
+        // Nobody starves: the last list is in use soon.
+        let last = endpoints(&all);
+        channel.set_endpoints(last).expect("it is open");
+        let begin = Instant::now();
+        until("all fifty are in use", || {
+            listed(&channel).len() == ALL && all_ready(&channel)
+        })
+        .await;
+        report(
+            "all fifty in use",
+            begin.elapsed(),
+            Duration::from_secs(1),
+        );
+        let calls = Load {
+            first: load.calls + 1,
+            rate: 500,
+            ..Load::of(10 * ALL as u64)
+        };
+        let picks = || -> Vec<u64> { channel.endpoints().iter().map(|e| e.picks).collect() };
+        let picked = picks();
+        let calls = calls.run(&channel).await;
+        assert!(calls.iter().all(|call| {
+            let end = call.end.as_ref();
+            end.is_some_and(|end| end.code == tonic::Code::Ok)
+        }));
+        let idle = picked.iter().zip(picks()).filter(|(was, is)| *was == is);
+        assert_eq!(idle.count(), 0, "seed {seed}: endpoints without a call");
+        clean(channel, fleet, &before).await;
+    });
+}
+
+/// The control: a client that connects anew to each list, and keeps what it had until all calls may have ended, is
+/// seen to have more connections than there are endpoints.
+#[test]
+fn d7_control_a_connection_for_each_line_of_each_list_is_seen() {
+    alone(async {
+        let fleet = everywhere();
+        let all = fifty(&fleet);
+        let mut rng = Rng::new(size::seed());
+        let none = sockets();
+        let mut kept = Vec::new();
+        for _ in 0..10 {
+            for address in some(&all, &mut rng) {
+                let connected = tonic_endpoint(address).connect().await;
+                kept.push(connected.expect("the servers run"));
+            }
+        }
+        let live = sockets().saturating_sub(none);
+        figure("connections at most", live as f64, "");
+        assert!(live > 2 * ALL, "{live}");
+        drop(kept);
+    });
+}
