@@ -6,6 +6,7 @@ mod exchanged;
 mod health;
 mod naive;
 mod reports;
+mod ring;
 mod rogue;
 mod seen;
 mod sinkhole;

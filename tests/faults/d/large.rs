@@ -66,7 +66,10 @@ fn d8_ten_thousand_in_one_list() {
         let least = 0.7 * RATE as f64;
         assert!(rate >= least, "{dialled} connects in {took:?}");
         let most = RATE / 10 + (RATE as f64 * took.as_secs_f64()) as usize + 1;
-        assert!(dialled <= most, "{dialled} connects in {took:?}, bound {most}");
+        assert!(
+            dialled <= most,
+            "{dialled} connects in {took:?}, bound {most}"
+        );
         clean(channel, (), &before).await;
     });
 }

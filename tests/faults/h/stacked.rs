@@ -46,7 +46,8 @@ fn h14_attempts_are_counted_within_each_call_of_an_outer_layer() {
         let counted = counts(None).await;
         assert_eq!(counted, [0, 1, 2].repeat(OUTER));
         let counted = counts(Some("grpc-previous-rpc-attempts")).await;
-        let expected = (0..OUTER as u32).flat_map(|outer| (0..INNER).map(move |inner| outer + inner));
+        let expected =
+            (0..OUTER as u32).flat_map(|outer| (0..INNER).map(move |inner| outer + inner));
         assert_eq!(counted, expected.collect::<Vec<_>>());
     });
 }
