@@ -601,6 +601,7 @@ rows! {
         by: &[],
         long: &["d::churn::d7_a_hundred_lists_a_second"],
         against: &[
+            "d::churn::d7_control_without_draining_calls_fail",
             "d::churn::d7_control_a_connection_for_each_line_of_each_list_is_seen",
         ],
         lacks: Some("how many of the lists were applied, and a pick's p99 of 5 µs: neither can be seen from outside"),

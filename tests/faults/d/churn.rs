@@ -5,11 +5,13 @@ use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use equipoise::rng::Rng;
+use equipoise::{Builder, Channel};
 
 use crate::Fleet;
 use crate::balanced::{all_ready, clean, endpoints, listed, over, ready, report, until};
 use crate::rig::clean::{Footprint, alone};
 use crate::rig::greeter::{Options, tonic_endpoint};
+use crate::rig::ledger::Verdict;
 use crate::rig::load::Load;
 use crate::size::{self, figure};
 
@@ -57,6 +59,48 @@ fn sockets() -> usize {
     sockets.count()
 }
 
+/// What became of a load while the list changed.
+struct Churned {
+    channel: Channel,
+    verdict: Verdict,
+    endpoints: usize,
+    connections: usize,
+}
+
+/// Calls over a list that changes so often, by `builder`'s channel over all fifty.
+async fn churned(builder: Builder<Channel>, fleet: &Fleet) -> Churned {
+    let all = fifty(fleet);
+    let seed = size::seed();
+    let mut rng = Rng::new(seed);
+    let none = sockets();
+    let channel = ready(builder).await;
+    let rate = size::of(500, 2_000);
+    let load = Load {
+        rate,
+        ..Load::of(u64::from(rate) * size::of(3, 60))
+    };
+    let each = u64::from(rate / LISTS);
+    let (mut lists, mut known, mut live) = (0, 0, 0);
+    let calls = load.run_with(channel.clone(), |number| {
+        if number % each == 0 {
+            let list = endpoints(&some(&all, &mut rng));
+            channel.set_endpoints(list).expect("it is open");
+            lists += 1;
+            known = known.max(channel.endpoints().len());
+            live = live.max(sockets().saturating_sub(none));
+        }
+        ControlFlow::Continue(())
+    });
+    let verdict = fleet.ledger.audit(&calls.await);
+    println!("seed {seed}, {lists} lists\n{verdict}");
+    Churned {
+        channel,
+        verdict,
+        endpoints: known,
+        connections: live,
+    }
+}
+
 /// D7: no call fails, whoever it was that has just gone; those who go are let go of, and once the list rests it is used
 /// as it is.
 #[test]
@@ -65,43 +109,21 @@ fn d7_a_hundred_lists_a_second() {
         let before = Footprint::take();
         let fleet = everywhere();
         let all = fifty(&fleet);
-        let seed = size::seed();
-        let mut rng = Rng::new(seed);
-        let none = sockets();
-        let channel = ready(over(&all)).await;
-        let rate = size::of(500, 2_000);
-        let load = Load {
-            rate,
-            ..Load::of(u64::from(rate) * size::of(3, 60))
-        };
-        let each = u64::from(rate / LISTS);
-        let (mut lists, mut live, mut most) = (0, 0, 0);
-        let calls = load.run_with(channel.clone(), |number| {
-            if number % each == 0 {
-                let list = endpoints(&some(&all, &mut rng));
-                channel.set_endpoints(list).expect("it is open");
-                lists += 1;
-                let known = channel.endpoints();
-                most = most.max(known.len());
-                live = live.max(sockets().saturating_sub(none));
-            }
-            ControlFlow::Continue(())
-        });
-        let verdict = fleet.ledger.audit(&calls.await);
-        println!("seed {seed}, {lists} lists\n{verdict}");
-        verdict.assert_unnoticed();
-        assert_eq!(lists, load.calls / each);
-        figure("endpoints at most", most as f64, "");
+        let churned = churned(over(&all), &fleet).await;
+        churned.verdict.assert_unnoticed();
+        figure("endpoints at most", churned.endpoints as f64, "");
+        let live = churned.connections;
         figure(
-            "connections at most, of those that drain too",
+            "connections at most, with those that drain",
             live as f64,
             "",
         );
-        assert!(most <= ALL, "seed {seed}: {most} endpoints");
-        // What drains has a call of a millisecond under way, and none has more than one of either kind.
-        assert!((2..=2 * ALL).contains(&live), "seed {seed}: {live}");
+        assert!(churned.endpoints <= ALL, "{}", churned.endpoints);
+        // None has more than one that serves and one that drains, with a call of a millisecond.
+        assert!((2..=2 * ALL).contains(&live), "{live}");
 
         // Nobody starves: the last list is in use soon.
+        let channel = churned.channel;
         let last = endpoints(&all);
         channel.set_endpoints(last).expect("it is open");
         let begin = Instant::now();
@@ -109,8 +131,21 @@ fn d7_a_hundred_lists_a_second() {
             listed(&channel).len() == ALL && all_ready(&channel)
         })
         .await;
-        report("all fifty in use", begin.elapsed(), Duration::from_secs(1));
+        let took = begin.elapsed();
+        report("all fifty in use", took, Duration::from_secs(1));
         clean(channel, fleet, &before).await;
+    });
+}
+
+/// The control: with endpoints that go at once, without a time to drain, calls fail.
+#[test]
+fn d7_control_without_draining_calls_fail() {
+    alone(async {
+        let fleet = everywhere();
+        let all = fifty(&fleet);
+        let builder = over(&all).drain_deadline(Duration::ZERO);
+        let verdict = churned(builder, &fleet).await.verdict;
+        assert!(verdict.failed > 10, "{verdict}");
     });
 }
 

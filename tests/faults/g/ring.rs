@@ -54,21 +54,18 @@ async fn owner_away(policy: impl Policy + Clone + Sync + 'static) -> Seen {
     let at = addresses.iter().position(|&a| a == owner);
     let at = at.expect("it is one of them");
     fleet.kill(at);
-    until("its loss is known", || {
-        status(&channel, owner).state == Connectivity::TransientFailure
-    })
-    .await;
+    let state = || status(&channel, owner).state;
+    until("its loss is known", || state() != Connectivity::Ready).await;
+    // A ring dials whom a call wants.
     let mut meanwhile = Vec::new();
     for _ in 0..size::calls(500) {
         meanwhile.push(call(&channel, &session).await.ok());
     }
+    assert_eq!(state(), Connectivity::TransientFailure);
     fleet.restart(at);
     let begin = Instant::now();
     // Nobody calls: it is dialled all the same.
-    until("it is back", || {
-        status(&channel, owner).state == Connectivity::Ready
-    })
-    .await;
+    until("it is back", || state() == Connectivity::Ready).await;
     let mut back = None;
     while back.is_none() && begin.elapsed() < Duration::from_secs(10) {
         let by = call(&channel, &session).await.expect("all are well");
