@@ -49,6 +49,7 @@ fn d8_ten_thousand_in_one_list() {
         // Not by asking for ten thousand states, which takes time and memory of its own.
         until("the first is dialled", || dialled() > 0).await;
         report("applied", begin.elapsed(), Duration::from_millis(100));
+        // Less where a test before it in this process has left some; in the full run each has its own.
         let grown = memory("VmRSS:").saturating_sub(start);
         figure(
             "memory for each endpoint",
