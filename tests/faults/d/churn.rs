@@ -77,6 +77,8 @@ async fn churned(builder: Builder<Channel>, fleet: &Fleet) -> Churned {
     let rate = size::of(500, 2_000);
     let load = Load {
         rate,
+        // It is not the servers' or the machine's speed that is asked for.
+        deadline: Duration::from_secs(5),
         ..Load::of(u64::from(rate) * size::of(3, 60))
     };
     let each = u64::from(rate / LISTS);
