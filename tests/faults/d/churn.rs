@@ -67,8 +67,8 @@ struct Churned {
     connections: usize,
 }
 
-/// Calls over a list that changes so often, by `builder`'s channel over all fifty.
-async fn churned(builder: Builder<Channel>, fleet: &Fleet) -> Churned {
+/// Calls for so many seconds over a list that changes so often, by `builder`'s channel over all fifty.
+async fn churned(builder: Builder<Channel>, fleet: &Fleet, seconds: u64) -> Churned {
     let all = fifty(fleet);
     let seed = size::seed();
     let mut rng = Rng::new(seed);
@@ -79,7 +79,7 @@ async fn churned(builder: Builder<Channel>, fleet: &Fleet) -> Churned {
         rate,
         // It is not the servers' or the machine's speed that is asked for.
         deadline: Duration::from_secs(5),
-        ..Load::of(u64::from(rate) * size::of(3, 60))
+        ..Load::of(u64::from(rate) * seconds)
     };
     let each = u64::from(rate / LISTS);
     let (mut lists, mut known, mut live) = (0, 0, 0);
@@ -111,7 +111,7 @@ fn d7_a_hundred_lists_a_second() {
         let before = Footprint::take();
         let fleet = everywhere();
         let all = fifty(&fleet);
-        let churned = churned(over(&all), &fleet).await;
+        let churned = churned(over(&all), &fleet, size::of(3, 60)).await;
         churned.verdict.assert_unnoticed();
         figure("endpoints at most", churned.endpoints as f64, "");
         let live = churned.connections;
@@ -146,7 +146,7 @@ fn d7_control_without_draining_calls_fail() {
         let fleet = everywhere();
         let all = fifty(&fleet);
         let builder = over(&all).drain_deadline(Duration::ZERO);
-        let verdict = churned(builder, &fleet).await.verdict;
+        let verdict = churned(builder, &fleet, 3).await.verdict;
         assert!(verdict.failed > 10, "{verdict}");
     });
 }
