@@ -77,6 +77,10 @@ impl MethodConfig {
     /// How calls that fail are tried again; only where they are [idempotent](Self::with_idempotent). Takes the place of
     /// [`with_hedging`](Self::with_hedging). Default: the service's, else that of
     /// [`Builder::retry`](super::Builder::retry).
+    ///
+    /// A retry of your own around the channel, by a tower layer say, multiplies: each of its attempts is a call of its own
+    /// here, with as many attempts as this allows. Keep one of the two. `grpc-previous-rpc-attempts` counts on from the
+    /// number that such a layer has set, and from none where it set no such header.
     pub fn with_retry(mut self, policy: RetryPolicy) -> Self {
         self.repeat = Some(RepeatPolicy::Retry(policy));
         self
