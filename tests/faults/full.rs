@@ -11,8 +11,8 @@
 //! There is an ignored test for each row. It starts the row's tests, each as a process of its own, at full size and
 //! with seed 1, or with those in `EQUIPOISE_FAULT_SEED`: three of them for the page. The rows that are compared with tonic's balancer run
 //! their control at the same load. The rows come one after another, whatever the number of threads, but for those that
-//! do little else than wait: they are begun at once. Each adds a
-//! line to the file that `EQUIPOISE_FAULTS_OUT` names; the last one counts what was skipped.
+//! do little else than wait, which are begun at once, and a few that carry a steady load for a minute, which are begun
+//! together. Each adds a line to the file that `EQUIPOISE_FAULTS_OUT` names; the last one counts what was skipped.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -20,13 +20,14 @@ use std::fs::OpenOptions;
 use std::io::{Read, Write as _};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::matrix::{IDLE, MAY_SKIP, P0, ROWS, Row, SIDE_BY_SIDE, State};
+use crate::matrix::{IDLE, MAY_SKIP, P0, ROWS, Row, SIDE_BY_SIDE, State, TOGETHER};
 use crate::rig::clean::alone;
 use crate::size::{FIGURE, Figure, SEED, SIZE, SKIPPED, is_full};
 
@@ -88,10 +89,31 @@ fn under_way() -> MutexGuard<'static, BTreeMap<&'static str, thread::JoinHandle<
     UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Begins rows beside whatever else is run.
+fn begin(rows: &[&'static str]) {
+    for &id in rows {
+        let begin = move || full_line(row(id), Instant::now());
+        under_way().insert(id, thread::spawn(begin));
+    }
+}
+
+/// Set where all rows are run. Relaxed: a row that does not see it is run by itself.
+static WHOLE: AtomicBool = AtomicBool::new(false);
+static TOGETHER_BEGUN: Once = Once::new();
+
 /// Runs a row and writes its line.
 pub(crate) fn run(id: &str) {
     // One at a time, and not beside the quick tests of this process either.
     alone(async {
+        if TOGETHER.contains(&id) && WHOLE.load(Ordering::Relaxed) {
+            TOGETHER_BEGUN.call_once(|| {
+                begin(TOGETHER);
+                // No other row is to have their load beside it.
+                while under_way().values().any(|row| !row.is_finished()) {
+                    thread::sleep(Duration::from_millis(100));
+                }
+            });
+        }
         let row = row(id);
         let early = under_way().remove(id);
         let line = match early {
@@ -331,10 +353,8 @@ fn note(id: &'static str, line: &Line) {
 #[test]
 #[ignore = "the end of the full run"]
 fn the_sum() {
-    for &id in IDLE {
-        let begin = move || full_line(row(id), Instant::now());
-        under_way().insert(id, thread::spawn(begin));
-    }
+    WHOLE.store(true, Ordering::Relaxed);
+    begin(IDLE);
     let (mut last, mut since) = (0, Instant::now());
     let ended = loop {
         let ended = ENDED.lock().unwrap_or_else(PoisonError::into_inner).clone();

@@ -62,6 +62,10 @@ pub(crate) const SIDE_BY_SIDE: &[&str] = &["n1", "n8", "n17", "b4", "d1", "h13"]
 /// Of these, those without a load worth the name: they do so beside all other rows.
 pub(crate) const IDLE: &[&str] = &["n8", "b4", "h13"];
 
+/// Rows of a minute's steady load that ask for no failure and for no time worth the name: the full run begins them
+/// together.
+pub(crate) const TOGETHER: &[&str] = &["b20", "d1", "d7"];
+
 /// Makes the table, and an ignored test for each row: the full run.
 macro_rules! rows {
     ($($id:ident: $fault:expr, $criterion:expr => $state:expr;)*) => {

@@ -74,7 +74,7 @@ async fn churned(builder: Builder<Channel>, fleet: &Fleet, seconds: u64) -> Chur
     let mut rng = Rng::new(seed);
     let none = sockets();
     let channel = ready(builder).await;
-    let rate = size::of(500, 2_000);
+    let rate = 500;
     let load = Load {
         rate,
         // It is not the servers' or the machine's speed that is asked for.
