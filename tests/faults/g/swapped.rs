@@ -37,6 +37,8 @@ struct Recorded {
 struct Record {
     /// Pickers that were made.
     made: AtomicU64,
+    /// Told of each: who asks again and again instead has a processor that the calls lack.
+    another: Notify,
     /// Those of them that a call asked.
     asked: AtomicU64,
     /// How often calls asked, and were told to wait.
@@ -66,6 +68,7 @@ impl Policy for Recorded {
             self.record.serves.get_or_init(now);
         }
         self.record.made.fetch_add(1, Ordering::Relaxed);
+        self.record.another.notify_one();
         let picker = Asked {
             to,
             was_asked: AtomicBool::new(false),
@@ -167,7 +170,7 @@ fn g18_pickers_swapped_while_calls_wait() {
                 .set_endpoints(list)
                 .expect("the list is in our hands");
             while made() == known {
-                tokio::task::yield_now().await;
+                record.another.notified().await;
             }
         }
         let took = begin.elapsed();
