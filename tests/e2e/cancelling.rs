@@ -227,10 +227,16 @@ async fn a_worn_connection_is_replaced_and_its_streams_go_on() {
 async fn a_stream_that_was_answered_and_dropped_is_no_slow_call() {
     let servers = ["a", "b"].map(server);
     let (channel, mut client) = client(&servers.iter().collect::<Vec<_>>()).await;
+    // Calls take their time, so that it is much the same for both servers however busy the machine is.
+    let request = HelloRequest {
+        work_us: 20_000,
+        ..HelloRequest::default()
+    };
     let many = async || {
         let calls = (0..20).map(|_| {
             let mut client = GreeterClient::new(channel.clone());
-            async move { client.say_hello(HelloRequest::default()).await }
+            let request = request.clone();
+            async move { client.say_hello(request).await }
         });
         for answer in join_all(calls).await {
             answer.unwrap();
@@ -242,9 +248,9 @@ async fn a_stream_that_was_answered_and_dropped_is_no_slow_call() {
     let there = Override::strict(servers[0].address);
     request.extensions_mut().insert(there);
     let mut stream = client.countdown(request).await.unwrap().into_inner();
-    // Hundreds of times as long as a call takes.
+    // Fifty times as long as a call takes.
     let begin = Instant::now();
-    while begin.elapsed() < Duration::from_millis(500) {
+    while begin.elapsed() < Duration::from_secs(1) {
         stream.next().await.unwrap().unwrap();
     }
     drop(stream);
@@ -254,6 +260,7 @@ async fn a_stream_that_was_answered_and_dropped_is_no_slow_call() {
         many().await;
     }
     let there = picks() - before;
+    println!("{there} of 200");
     assert!(there >= 40, "{there} of 200");
 }
 
