@@ -4,11 +4,13 @@
 //! the clock.
 
 mod asking;
+mod dialling;
 mod ending;
 mod telling;
 
 use asking::Asking;
 pub(super) use asking::{Ask, Lists};
+use dialling::Dials;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -18,7 +20,6 @@ use futures_util::StreamExt;
 use futures_util::future::{self, Abortable, BoxFuture, FutureExt};
 use futures_util::stream::{BoxStream, FuturesUnordered};
 use tokio::sync::{mpsc, watch};
-use tokio::task::{AbortHandle, JoinSet};
 
 use crate::balancer::{Action, AttemptId, Backoff, Balancer, HealthSource, Publication};
 use crate::endpoint::{Address, Endpoint, EndpointId};
@@ -56,7 +57,6 @@ const TOGETHER: usize = 256;
 pub(super) struct Driver<C: Connector> {
     core: Arc<Core<C::Connection>>,
     bell: Arc<Bell>,
-    connector: C,
     balancer: Balancer,
     limits: Limits,
     commands: mpsc::UnboundedReceiver<Command>,
@@ -64,8 +64,7 @@ pub(super) struct Driver<C: Connector> {
     listed: bool,
     idleness: Idleness,
     hints: Hints,
-    dials: JoinSet<(AttemptId, Result<C::Connection, ConnectError>)>,
-    dialling: HashMap<AttemptId, Dialling>,
+    dials: Dials<C>,
     /// What each connection's server says next of itself.
     probes: FuturesUnordered<Abortable<BoxFuture<'static, Said>>>,
     conditions: FuturesUnordered<BoxFuture<'static, Seen>>,
@@ -77,13 +76,6 @@ pub(super) struct Driver<C: Connector> {
     /// Snapshots that were replaced while a call looked at them. Whoever lets go of one last frees it, pickers, seats
     /// and all, which for ten thousand endpoints takes from 50 µs to milliseconds: that is not to be a call.
     replaced: Vec<Arc<Snapshot<C::Connection>>>,
-}
-
-/// A dial that goes on.
-struct Dialling {
-    id: EndpointId,
-    address: Address,
-    task: AbortHandle,
 }
 
 /// The next word of a server's health, and where more comes from; none when there is no more.
@@ -119,7 +111,7 @@ type Seen = (AttemptId, Condition, watch::Receiver<Condition>);
 enum News<N> {
     Command(Option<Command>),
     List(Option<Result<Update, ResolveError>>),
-    Dialled(AttemptId, Result<N, ConnectError>),
+    Dialled(AttemptId, (EndpointId, Address), Result<N, ConnectError>),
     Condition(Seen),
     Health(Said),
     Time,
@@ -138,15 +130,13 @@ impl<C: Connector> Driver<C> {
         Self {
             core,
             bell,
-            connector,
             balancer,
             commands,
             asking: Asking::new(ask, lists, limits.backoff),
             listed: false,
             idleness: Idleness::new(limits.idle),
             hints,
-            dials: JoinSet::new(),
-            dialling: HashMap::new(),
+            dials: Dials::new(connector, limits.connect),
             probes: FuturesUnordered::new(),
             conditions: FuturesUnordered::new(),
             connections: HashMap::new(),
@@ -204,13 +194,7 @@ impl<C: Connector> Driver<C> {
             tokio::select! {
                 command = self.commands.recv() => return News::Command(command),
                 list = self.asking.next() => return News::List(list),
-                Some(dialled) = self.dials.join_next() => match dialled {
-                    Ok((attempt, result)) => return News::Dialled(attempt, result),
-                    // Aborted by us, or a connector that panicked: then its attempt ends by its name.
-                    Err(error) => if let Some(news) = self.broken(&error) {
-                        return news;
-                    },
-                },
+                (attempt, to, result) = self.dials.next() => return News::Dialled(attempt, to, result),
                 Some(seen) = self.conditions.next() => return News::Condition(seen),
                 // An error is that of an aborted one: its connection is of no use any more.
                 Some(said) = self.probes.next() => if let Ok(said) = said {
@@ -219,17 +203,6 @@ impl<C: Connector> Driver<C> {
                 () = sleep_until(wake.map(|at| clock.instant(at))) => return News::Time,
             }
         }
-    }
-
-    /// The attempt whose task ended without an answer, if anybody still waits for it.
-    fn broken(&self, error: &tokio::task::JoinError) -> Option<News<C::Connection>> {
-        let task = error.id();
-        let (&attempt, _) = self
-            .dialling
-            .iter()
-            .find(|(_, dialling)| dialling.task.id() == task)?;
-        let why = ConnectError::new("the connector panicked");
-        Some(News::Dialled(attempt, Err(why)))
     }
 
     fn handle(&mut self, news: News<C::Connection>) {
@@ -270,7 +243,7 @@ impl<C: Connector> Driver<C> {
                 self.listed = true;
                 self.balancer.handle_resolution(found, now);
             }
-            News::Dialled(attempt, result) => self.dialled(attempt, result, now),
+            News::Dialled(attempt, to, result) => self.dialled(attempt, to, result, now),
             News::Condition(seen) => self.condition(seen, now),
             News::Health((connection, said)) => self.said(connection, said, now),
             News::Time => {
@@ -285,12 +258,10 @@ impl<C: Connector> Driver<C> {
     fn dialled(
         &mut self,
         attempt: AttemptId,
+        (id, address): (EndpointId, Address),
         result: Result<C::Connection, ConnectError>,
         now: Timestamp,
     ) {
-        let Some(Dialling { id, address, .. }) = self.dialling.remove(&attempt) else {
-            return;
-        };
         let connection = match result {
             Ok(connection) => connection,
             Err(why) => {
@@ -410,12 +381,8 @@ impl<C: Connector> Driver<C> {
                     id,
                     endpoint,
                     address,
-                } => self.dial(attempt, id, &endpoint, &address),
-                Action::Abandon { attempt } => {
-                    if let Some(dialling) = self.dialling.remove(&attempt) {
-                        dialling.task.abort();
-                    }
-                }
+                } => self.dials.begin(attempt, id, &endpoint, address),
+                Action::Abandon { attempt } => self.dials.abandon(attempt),
                 Action::Retire { connection } => self.leave(connection, now),
                 Action::Close { id } => {
                     let seat = self.seats.get_mut(id.slot()).and_then(Option::take);
@@ -464,23 +431,6 @@ impl<C: Connector> Driver<C> {
     fn seat(&self, id: EndpointId) -> Option<&Arc<Seat<C::Connection>>> {
         let seat = self.seats.get(id.slot())?.as_ref()?;
         (seat.id == id).then_some(seat)
-    }
-
-    fn dial(&mut self, attempt: AttemptId, id: EndpointId, endpoint: &Endpoint, address: &Address) {
-        let budget = self.limits.connect;
-        let connecting = self.connector.connect(endpoint, address);
-        let (address, named) = (address.clone(), address.clone());
-        let task = self.dials.spawn(async move {
-            let result = match tokio::time::timeout(budget, connecting).await {
-                Ok(result) => result,
-                Err(_) => Err(ConnectError::new(format!(
-                    "{named}: not connected within {budget:?}"
-                ))),
-            };
-            (attempt, result)
-        });
-        let dialling = Dialling { id, address, task };
-        self.dialling.insert(attempt, dialling);
     }
 
     /// Lets go of everything if no call has been made for long enough.

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use futures_util::StreamExt;
 use tokio::sync::oneshot;
-use tokio::task::JoinSet;
 
 use crate::balancer::AttemptId;
 use crate::endpoint::Connectivity;
@@ -17,9 +16,7 @@ impl<C: Connector> Driver<C> {
     pub(super) async fn finish(&mut self, mut farewells: Vec<oneshot::Sender<()>>) {
         self.shut("the channel is closed");
         self.asking.stop();
-        // Dropping them drops what they made, too.
-        self.dials = JoinSet::new();
-        self.dialling.clear();
+        self.dials.abandon_all();
         self.probes.clear();
         let now = self.core.clock.now();
         let open: Vec<AttemptId> = self.connections.keys().copied().collect();
