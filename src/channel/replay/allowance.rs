@@ -24,7 +24,7 @@ impl Default for BufferLimits {
 }
 
 /// How much of their requests the calls of a channel may keep, so that they can be sent again.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(in crate::channel) struct Allowance {
     limits: BufferLimits,
     held: AtomicUsize,
