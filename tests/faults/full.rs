@@ -574,6 +574,7 @@ fn no_row_is_forgotten() {
                 by, long, against, ..
             } => {
                 assert!(!by.is_empty() || !long.is_empty(), "{} has no test", row.id);
+                assert!(!against.is_empty(), "{} has no negative control", row.id);
                 for test in by.iter().chain(*long).chain(*against) {
                     assert!(listed.contains(*test), "{}: there is no {test}", row.id);
                     assert_eq!(row_of(test), Some(row.id), "{test} is of another row");

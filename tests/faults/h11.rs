@@ -40,9 +40,29 @@ fn h11_deadlines_of_nothing() {
             assert_eq!(peer.count(|f| f.is(kind::HEADERS)), 0, "a call was sent");
             assert_eq!(status(&channel, server.address()).picks, 0);
         }
-        // The control: with time it is sent and answered.
-        call(LONG).await.expect("there is time enough");
-        assert_eq!(status(&channel, server.address()).picks, 1);
+        drop((server, peer, client));
+        clean(channel, &before).await;
+    });
+}
+
+/// The control: with time they are sent.
+#[test]
+fn h11_control_with_time_they_are_sent() {
+    alone(async {
+        let before = Footprint::take();
+        let server = FrameServer::start(Script::default()).await;
+        let channel = all_ready(&[server.address()]).await;
+        let mut client = GreeterClient::new(channel.clone());
+        for nth in 1..=20 {
+            let mut request = Request::new(HelloRequest::default());
+            request.set_timeout(LONG);
+            let answer = client.say_hello(request).await;
+            answer.expect("there is time enough");
+            let picks = status(&channel, server.address()).picks;
+            assert_eq!(picks, nth);
+        }
+        let peer = server.peer(0).await;
+        assert_eq!(peer.count(|f| f.is(kind::HEADERS)), 20);
         drop((server, peer, client));
         clean(channel, &before).await;
     });

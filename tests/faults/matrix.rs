@@ -184,7 +184,7 @@ rows! {
             "n::files::n9_no_more_files_can_be_opened",
         ],
         long: &[],
-        against: &[],
+        against: &["n::files::n9_control_tonic_fails_calls"],
         lacks: None,
     };
     n11: "one of three servers is behind a link of 64 kbit/s",
@@ -1080,10 +1080,10 @@ rows! {
             "h11::h11_what_is_sent_is_what_is_left",
         ],
         long: &[],
-        against: &[],
+        against: &["h11::h11_control_with_time_they_are_sent"],
         lacks: None,
     };
-    h12: "the headers of each attempt (and H14)",
+    h12: "the headers of each attempt",
         "grpc-timeout never more than what is left; grpc-previous-rpc-attempts exact" =>
     State::Tests {
         by: &["h::retries::h12_h14_each_attempt_has_its_own_headers"],

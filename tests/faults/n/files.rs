@@ -13,8 +13,9 @@ use tokio::net::TcpStream;
 use crate::balanced::over;
 use crate::child::{Client, task, tell};
 use crate::rig::clean::{Footprint, alone};
-use crate::rig::ledger::audit;
+use crate::rig::ledger::{Verdict, audit};
 use crate::rig::load::Load;
+use crate::rig::rivals::tonic_balance;
 use crate::rig::timer;
 use crate::size::{self, figure};
 use crate::{Fleet, is_ready, reference_backoff, report, status, until};
@@ -26,15 +27,9 @@ fn n9_no_more_files_can_be_opened() {
     alone(async {
         let before = Footprint::take();
         let mut fleet = Fleet::start(Duration::from_millis(1));
-        let addresses = fleet.addresses();
-        let task = addresses.iter().map(SocketAddr::to_string);
-        let task = task.collect::<Vec<_>>().join(",");
+        let task = addresses_of(&fleet);
         let mut client = Client::start("n::files::client_without_files", &task, &[]);
-        // The control: a naive client cannot connect either.
-        let naive = client.told("FULL");
-        assert!(naive.contains("os error 24"), "{naive}");
-        fleet.kill(2);
-        fleet.restart(2);
+        replace_third(&mut client, &mut fleet);
         let (calls, failed) = (client.told("CALLS"), client.told("FAILED"));
         println!("calls {calls} ok {} failed {failed}", client.told("OK"));
         let why = client.told("WHY");
@@ -55,7 +50,79 @@ fn n9_no_more_files_can_be_opened() {
     });
 }
 
-/// The client of that test. A limit of no files leaves those alone that are open.
+/// N9, the control. tonic goes on picking the server that it cannot connect.
+#[test]
+fn n9_control_tonic_fails_calls() {
+    alone(async {
+        let mut fleet = Fleet::start(Duration::from_millis(1));
+        let task = addresses_of(&fleet);
+        let mut client = Client::start("n::files::tonic_without_files", &task, &[]);
+        replace_third(&mut client, &mut fleet);
+        let (calls, failed) = (client.told("CALLS"), client.told("FAILED"));
+        println!("calls {calls} ok {} failed {failed}", client.told("OK"));
+        let failed: usize = failed.parse().expect("a number");
+        assert!(failed > 20, "{failed} of {calls} failed");
+        client.ended();
+    });
+}
+
+fn addresses_of(fleet: &Fleet) -> String {
+    let addresses = fleet.addresses();
+    let addresses = addresses.iter().map(SocketAddr::to_string);
+    addresses.collect::<Vec<_>>().join(",")
+}
+
+/// As soon as the client can open no more sockets.
+fn replace_third(client: &mut Client, fleet: &mut Fleet) {
+    let naive = client.told("FULL");
+    assert!(naive.contains("os error 24"), "{naive}");
+    fleet.kill(2);
+    fleet.restart(2);
+}
+
+/// Lets the process open nothing more, and tells what comes of trying. A limit of no files leaves those alone that are
+/// open. Gives the limit there was.
+async fn open_no_more(address: SocketAddr) -> Rlimit {
+    let usual = getrlimit(Resource::Nofile);
+    let none = Rlimit {
+        current: Some(0),
+        maximum: usual.maximum,
+    };
+    setrlimit(Resource::Nofile, none).expect("less is always allowed");
+    let naive = TcpStream::connect(address).await;
+    tell("FULL", &naive.expect_err("there is no room").to_string());
+    usual
+}
+
+/// Tells what became of the calls.
+fn tell_of(verdict: &Verdict) {
+    println!("{verdict}");
+    tell("CALLS", &verdict.calls.to_string());
+    tell("FAILED", &(verdict.failed + verdict.lost.len()).to_string());
+    tell("OK", &verdict.ok.to_string());
+}
+
+/// The client of the control.
+#[test]
+fn tonic_without_files() {
+    let Some(list) = task() else { return };
+    alone(async move {
+        let addresses = list.split(',').map(|a| a.parse().expect("an address"));
+        let addresses: Vec<SocketAddr> = addresses.collect();
+        let channel = tonic_balance(&addresses);
+        // It connects with the first calls.
+        let warm = audit(&Load::of(100).run(&channel).await, &[]);
+        assert_eq!(warm.failed, 0, "{warm}");
+        open_no_more(addresses[0]).await;
+        let load = Load {
+            rate: 500,
+            ..Load::of(500)
+        };
+        tell_of(&audit(&load.run(&channel).await, &[]));
+    });
+}
+
+/// The client of that test.
 #[test]
 fn client_without_files() {
     let Some(list) = task() else { return };
@@ -76,15 +143,8 @@ fn client_without_files() {
         let channel = channel.build().expect("in range");
         until("every endpoint is ready", || is_ready(&channel)).await;
 
-        let usual = getrlimit(Resource::Nofile);
-        let none = Rlimit {
-            current: Some(0),
-            maximum: usual.maximum,
-        };
-        setrlimit(Resource::Nofile, none).expect("less is always allowed");
         let made = dials.load(Ordering::Relaxed);
-        let naive = TcpStream::connect(addresses[0]).await;
-        tell("FULL", &naive.expect_err("there is no room").to_string());
+        let usual = open_no_more(addresses[0]).await;
         until("the third is lost", || {
             status(&channel, addresses[2]).state != Connectivity::Ready
         })
@@ -97,11 +157,7 @@ fn client_without_files() {
         let calls = load.run(&channel).await;
         // Time enough for a dial after the first, which comes at once.
         timer::until(lost + Duration::from_millis(600)).await;
-        let verdict = audit(&calls, &[]);
-        println!("{verdict}");
-        tell("CALLS", &verdict.calls.to_string());
-        tell("FAILED", &(verdict.failed + verdict.lost.len()).to_string());
-        tell("OK", &verdict.ok.to_string());
+        tell_of(&audit(&calls, &[]));
         let third = status(&channel, addresses[2]);
         tell("WHY", &third.why.unwrap_or_default());
         let dialled = dials.load(Ordering::Relaxed) - made;
