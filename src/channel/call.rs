@@ -36,9 +36,11 @@ use super::snapshot::Admitted;
 use super::tracked::{InFlight, ResponseBody, Tracking};
 use super::waiters::{Need, Told};
 
-/// How often a call that never left this process may go elsewhere (DESIGN: up to 3 times).
-const UNSENT_RETRIES: u32 = 3;
-/// How often a call that a server says it did not process may go elsewhere (gRFC A6: once).
+/// How often a call may go elsewhere for want of its connection: it never left this process, or was left out by a
+/// GOAWAY. A connection is lost for good each time, so this adds nothing to the load of servers that stay; more than one
+/// since connections that were made together also end together.
+const UNCARRIED_RETRIES: u32 = 3;
+/// How often a call that a server turned away may go elsewhere (gRFC A6: once).
 const REFUSED_RETRIES: u32 = 1;
 /// How long a waiting call relies on being told. News may be with a call before it that was told and is not
 /// polled by its owner (a loser of a `select` that is kept, say), and nothing else may ever happen.
@@ -159,7 +161,7 @@ struct Call {
     avoid_addresses: Option<Vec<Address>>,
     /// The endpoint of the last attempt that failed, and how often each kind of failure let it go on.
     tried: Option<Arc<Endpoint>>,
-    unsent: u32,
+    uncarried: u32,
     refused: u32,
     /// The call's own, to be told where it went.
     span: Span,
@@ -215,7 +217,7 @@ impl Call {
             avoid: Vec::new(),
             avoid_addresses: extensions.get::<Avoid>().map(|avoid| avoid.0.clone()),
             tried: None,
-            unsent: 0,
+            uncarried: 0,
             refused: 0,
             span,
             trail: None,
@@ -405,7 +407,7 @@ impl Call {
             return Err(Failed::for_good(status));
         }
         let budget = match reached {
-            Reached::No => self.unsent < UNSENT_RETRIES,
+            Reached::No | Reached::LeftOut => self.uncarried < UNCARRIED_RETRIES,
             Reached::Refused => self.refused < REFUSED_RETRIES,
             Reached::Maybe | Reached::Local => false,
         };
@@ -415,12 +417,16 @@ impl Call {
             self.labels.put_on(&mut status, Some(&seat.endpoint()));
             return Err(match reached {
                 Reached::Local => Failed::for_good(status),
-                Reached::No | Reached::Refused | Reached::Maybe => Failed::once(status),
+                Reached::No | Reached::LeftOut | Reached::Refused | Reached::Maybe => {
+                    Failed::once(status)
+                }
             });
         }
         self.now = in_flight.end(Outcome::Refused);
-        self.unsent += u32::from(reached == Reached::No);
-        self.refused += u32::from(reached == Reached::Refused);
+        match reached {
+            Reached::Refused => self.refused += 1,
+            _ => self.uncarried += 1,
+        }
         self.avoid.push(seat.id);
         self.tried = Some(seat.endpoint());
         Ok(request)

@@ -104,7 +104,8 @@ impl Failure {
 
             (Self::Lost, Waiting { written: false }) => (Code::Unavailable, Reached::No),
             (Self::Lost, _) => (Code::Unavailable, Reached::Maybe),
-            (Self::GoneAway | Self::Reset(Reason::REFUSED_STREAM), Waiting { .. }) => {
+            (Self::GoneAway, Waiting { .. }) => (Code::Unavailable, Reached::LeftOut),
+            (Self::Reset(Reason::REFUSED_STREAM), Waiting { .. }) => {
                 (Code::Unavailable, Reached::Refused)
             }
             // Too late to be handed back, whatever the server says.
@@ -168,7 +169,7 @@ pub(crate) fn outcome(code: StatusCode, reached: Reached) -> Outcome {
         // These say nothing of the server.
         Reached::Local => Outcome::Cancelled,
         Reached::No => Outcome::Refused,
-        Reached::Refused | Reached::Maybe => Outcome::Answered(code),
+        Reached::LeftOut | Reached::Refused | Reached::Maybe => Outcome::Answered(code),
     }
 }
 
@@ -441,7 +442,7 @@ mod tests {
             for phase in [WAITING, ANSWERING] {
                 let again = matches!(
                     failure.verdict(phase).reached,
-                    Reached::No | Reached::Refused
+                    Reached::No | Reached::LeftOut | Reached::Refused
                 );
                 let unprocessed = matches!(
                     failure,

@@ -217,7 +217,7 @@ pub struct CallError {
     pub status: Status,
     /// Whether the server can have seen it.
     pub reached: Reached,
-    /// The request, where it can be sent again: only with [`Reached::No`] and [`Reached::Refused`].
+    /// The request, where it can be sent again: only with [`Reached::No`], [`Reached::LeftOut`] and [`Reached::Refused`].
     pub request: Option<Outgoing>,
 }
 
@@ -226,7 +226,9 @@ pub struct CallError {
 pub enum Reached {
     /// Not a byte of it left.
     No,
-    /// The server itself says that it did not process it (GOAWAY, REFUSED_STREAM).
+    /// The server ended the connection, and says that it did not come to this call any more (GOAWAY).
+    LeftOut,
+    /// The server turned it away unprocessed, and keeps the connection (REFUSED_STREAM).
     Refused,
     /// It may have been processed.
     Maybe,

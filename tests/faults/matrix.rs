@@ -265,9 +265,15 @@ rows! {
     b2: "GOAWAY that leaves open streams unprocessed",
         "0 calls fail, each runs once" =>
     State::Tests {
-        by: &["b::goaway::b2_unprocessed_streams_go_elsewhere"],
+        by: &[
+            "b::goaway::b2_unprocessed_streams_go_elsewhere",
+            "b::goaway::b2_all_servers_leave_at_once",
+        ],
         long: &[],
-        against: &["b::goaway::b2_control_tonic_fails_unprocessed_calls"],
+        against: &[
+            "b::goaway::b2_control_tonic_fails_unprocessed_calls",
+            "b::goaway::b2_control_servers_that_always_leave",
+        ],
         lacks: None,
     };
     b3: "GOAWAY while nobody calls, then a call",

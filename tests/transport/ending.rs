@@ -61,7 +61,7 @@ async fn goaway_hands_back_what_it_leaves_out_and_keeps_the_rest() {
     let refused = error(within(second).await.unwrap());
     assert_eq!(
         (refused.status.code(), refused.reached),
-        (Code::Unavailable, Reached::Refused)
+        (Code::Unavailable, Reached::LeftOut)
     );
     let again = refused.request.expect("a whole message can be sent again");
     assert!(matches!(&again.payload, Payload::Whole(message) if *message == framed(b"2")));
@@ -71,7 +71,7 @@ async fn goaway_hands_back_what_it_leaves_out_and_keeps_the_rest() {
     assert_eq!(again.head.uri(), head().uri());
 
     let refused = error(within(third).await.unwrap());
-    assert_eq!(refused.reached, Reached::Refused);
+    assert_eq!(refused.reached, Reached::LeftOut);
     let again = refused.request.expect("nothing was taken from it");
     assert!(matches!(&again.payload, Payload::Untouched(_)));
 

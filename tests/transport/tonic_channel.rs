@@ -198,7 +198,7 @@ async fn what_a_goaway_leaves_out_was_not_processed() {
     let error = refused(&connection).await;
     assert_eq!(
         (error.reached, error.status.code()),
-        (Reached::Refused, Code::Unavailable)
+        (Reached::LeftOut, Code::Unavailable)
     );
     assert!(error.request.is_some());
     peer.closed().await;

@@ -366,7 +366,7 @@ impl Call {
             avoid,
             avoid_addresses: self.avoid_addresses.clone(),
             tried: None,
-            unsent: 0,
+            uncarried: 0,
             // Only the first attempt goes elsewhere by itself when a server refuses it; later ones are paid for.
             refused: match attempt {
                 0 => 0,

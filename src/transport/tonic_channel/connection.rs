@@ -131,7 +131,7 @@ async fn call(
         link.advance(Condition::Draining(why));
     }
     let request = match reached {
-        Reached::No | Reached::Refused => lender
+        Reached::No | Reached::LeftOut | Reached::Refused => lender
             .take_back()
             .map(|payload: Payload| Outgoing { head, payload }),
         Reached::Maybe | Reached::Local => None,

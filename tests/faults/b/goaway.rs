@@ -1,4 +1,4 @@
-//! B2 and B3: GOAWAY that leaves streams unprocessed, and GOAWAY while nobody calls.
+//! B2 and B3: GOAWAY that leaves streams unprocessed, by one server or by all, and GOAWAY while nobody calls.
 
 use std::time::{Duration, Instant};
 
@@ -125,6 +125,63 @@ fn b2_unprocessed_streams_go_elsewhere() {
         );
         drop((fleet, leaving));
         clean(channel, &before).await;
+    });
+}
+
+/// Servers that process nothing on their first connections, `leaving` of each, and answer on those that follow.
+async fn all_leaving(leaving: usize) -> Vec<FrameServer> {
+    let mut servers = Vec::new();
+    for _ in 0..3 {
+        let script = stream(move |call| match call.connection < leaving {
+            true => vec![Step::UntilEnd, Step::GoAway(0, code::NO_ERROR, b"")],
+            false => [vec![Step::UntilEnd], Step::reply(b"")].concat(),
+        });
+        let script = Script {
+            stream: script,
+            ..Script::default()
+        };
+        servers.push(FrameServer::start(script).await);
+    }
+    servers
+}
+
+/// One call to three such servers, and how many streams it took.
+async fn among_leaving(leaving: usize) -> (Verdict, usize) {
+    let before = Footprint::take();
+    let servers = all_leaving(leaving).await;
+    let addresses: Vec<_> = servers.iter().map(FrameServer::address).collect();
+    let channel = all_ready(&addresses).await;
+    let verdict = audit(&Load::of(1).run(&channel).await, &[]);
+    println!("{verdict}");
+    let mut streams = 0;
+    for server in &servers {
+        for connection in 0..server.connections() {
+            streams += server.peer(connection).await.streams().len();
+        }
+    }
+    drop(servers);
+    clean(channel, &before).await;
+    (verdict, streams)
+}
+
+/// Servers that were connected at once also reach their greatest age at once: a call may be left out by each of them.
+#[test]
+fn b2_all_servers_leave_at_once() {
+    alone(async {
+        let (verdict, streams) = among_leaving(1).await;
+        assert_eq!(verdict.ok, 1, "{verdict}");
+        // The third joins some milliseconds after it is ready, and may be asked only once it is back.
+        assert!((3..=4).contains(&streams), "{streams} streams");
+    });
+}
+
+/// A call is not sent round for ever among servers that never come to anything.
+#[test]
+fn b2_control_servers_that_always_leave() {
+    alone(async {
+        let (verdict, streams) = among_leaving(usize::MAX).await;
+        assert_eq!(verdict.code(Code::Unavailable), 1, "{verdict}");
+        assert_eq!(streams, 4, "{verdict}");
     });
 }
 
