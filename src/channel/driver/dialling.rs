@@ -10,14 +10,14 @@ use crate::endpoint::{Address, Endpoint, EndpointId};
 use crate::error::ConnectError;
 use crate::transport::Connector;
 
-type Outcome<C> = Result<<C as Connector>::Connection, ConnectError>;
+type Dialled<C> = Result<<C as Connector>::Connection, ConnectError>;
 
 /// What is being dialled, each in a task of its own.
 pub(super) struct Dials<C: Connector> {
     connector: C,
     /// One attempt to connect: TCP, TLS and the server's settings.
     budget: Duration,
-    tasks: JoinSet<(AttemptId, Outcome<C>)>,
+    tasks: JoinSet<(AttemptId, Dialled<C>)>,
     under_way: HashMap<AttemptId, Dial>,
 }
 
@@ -73,7 +73,7 @@ impl<C: Connector> Dials<C> {
 
     /// The next that ends and was not abandoned: to whom it was, and what came of it. Nothing is lost when this is
     /// dropped before it resolves.
-    pub(super) async fn next(&mut self) -> (AttemptId, (EndpointId, Address), Outcome<C>) {
+    pub(super) async fn next(&mut self) -> (AttemptId, (EndpointId, Address), Dialled<C>) {
         loop {
             let (attempt, result) = match self.tasks.join_next().await {
                 None => std::future::pending().await,
